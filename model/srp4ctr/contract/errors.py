@@ -1,0 +1,78 @@
+"""Every error that this project raises for a reason outside its own code.
+
+    Srp4ctrError
+    ├── ConfigError            a configuration or schema is wrong; names the key
+    ├── DataError              a table does not fit the schema; names the table and the column
+    ├── InvalidRequest         a request is wrong; carries the field's path
+    ├── BundleError            a bundle is missing, damaged or of an unknown format
+    │   └── ExportMismatch     an exported graph does not compute what the torch model computes
+    ├── StateError             bytes that cannot be used as a user state
+    │   ├── StateCorrupt       truncated, or the checksum does not hold
+    │   └── StateForeign       written by a model with another fingerprint
+    ├── StoreError             something is wrong with what Redis holds
+    │   ├── StoreUnavailable   Redis did not answer within its time limit
+    │   └── VersionIncomplete  a version whose publishing has not been completed
+    └── DependencyMissing      an optional dependency is not installed; names the extra
+
+Bugs of our own are `assert`s, never one of these.
+"""
+
+
+class Srp4ctrError(Exception):
+    """Base of the tree above; its text says what is wrong and what to do about it."""
+
+
+class ConfigError(Srp4ctrError):
+    """A configuration or schema is wrong."""
+
+
+class DataError(Srp4ctrError):
+    """A table does not fit the schema."""
+
+
+class InvalidRequest(Srp4ctrError):  # noqa: N818 -- it reads as what it is; the tree's root says Error
+    """A request is wrong at `field`, a path such as `context.hour` or `item_ids[3]`."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class BundleError(Srp4ctrError):
+    """A bundle is missing, damaged or of an unknown format."""
+
+
+class ExportMismatch(BundleError):  # noqa: N818
+    """An exported graph does not compute what the torch model computes."""
+
+
+class StateError(Srp4ctrError):
+    """Bytes that cannot be used as a user state."""
+
+
+class StateCorrupt(StateError):  # noqa: N818
+    """The bytes are truncated, or their checksum does not hold."""
+
+
+class StateForeign(StateError):  # noqa: N818
+    """The state was written by a model with another fingerprint."""
+
+
+class StoreError(Srp4ctrError):
+    """Something is wrong with what Redis holds."""
+
+
+class StoreUnavailable(StoreError):  # noqa: N818
+    """Redis did not answer within its time limit."""
+
+
+class VersionIncomplete(StoreError):  # noqa: N818
+    """A version whose publishing has not been completed."""
+
+
+class DependencyMissing(Srp4ctrError):  # noqa: N818
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed; install it with: pip install 'srp4ctr[{extra}]'")

@@ -1,0 +1,80 @@
+"""Bodies of the HTTP interface. Columnar: scores are aligned with item_ids, nothing is repeated per candidate."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_ID_LENGTH = 256
+MAX_CANDIDATES = 10_000
+"""What the wire format allows; a service's own limit is a setting, and lower."""
+
+Id = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00]+$")]
+Scalar = str | int | float | bool | None
+
+StateStatus = Literal["fresh", "stale", "cold", "missing"]
+Tier = Literal["full", "prior"]
+Degradation = Literal["redis_unavailable", "state_corrupt", "state_foreign", "deadline"]
+
+
+class Body(BaseModel):
+    """A request body: JSON types are taken as they are, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ScoreRequest(Body):
+    """Score candidates for one user."""
+
+    user_id: Id = Field(description="the user; one that was never seen is scored as a cold user")
+    item_ids: list[Id] = Field(
+        min_length=1, max_length=MAX_CANDIDATES, description="the candidates, in the order of the answer's scores"
+    )
+    context: dict[str, Scalar] = Field(
+        default_factory=dict, description="context features by name; GET /model lists them"
+    )
+    deadline_ms: float | None = Field(
+        default=None, gt=0, le=60_000, allow_inf_nan=False, description="time for the whole answer, milliseconds"
+    )
+
+
+class UserStateInfo(BaseModel):
+    """What was known of the user when the candidates were scored."""
+
+    status: StateStatus = Field(
+        description="fresh: a state was used. stale: one older than the service's limit was used. cold: the user "
+        "has no history. missing: there may be a state, but it could not be read or used"
+    )
+    age_ms: int | None = Field(description="since the state was encoded; null where none was used")
+    events_behind: int | None = Field(
+        description="acknowledged events that the state lacks; null where that is not known"
+    )
+
+
+class ScoreResponse(BaseModel):
+    """Calibrated click probabilities."""
+
+    request_id: str
+    model_version: str
+    scores: list[float] = Field(description="aligned with item_ids")
+    user_state: UserStateInfo
+    tier: Tier = Field(description="full: the model's. prior: the items' own click rates, the user not considered")
+    degraded: list[Degradation] = Field(description="why the answer is not all that it could be")
+    unknown_items: list[int] = Field(description="places in item_ids of items that the catalogue lacks")
+
+
+class FieldError(BaseModel):
+    """One thing that is wrong in a request."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 problem+json."""
+
+    type: str = Field(description="stable: /problems/<kind>")
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[FieldError] = Field(default_factory=list)

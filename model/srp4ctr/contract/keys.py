@@ -1,0 +1,36 @@
+"""Names of everything in Redis.
+
+A user's keys carry the hash tag of the user's partition, `{p17}`, so that what belongs to one partition shares one
+Redis Cluster slot and may be touched by one atomic script.
+"""
+
+import zlib
+from dataclasses import dataclass
+from urllib.parse import quote
+
+PARTITIONS = 1024
+"""Fixed for ever: changing it would move every user's keys."""
+
+
+def partition(user_id: str) -> int:
+    """The user's partition: CRC-32 of the UTF-8 user id, modulo 1,024."""
+    return zlib.crc32(user_id.encode()) % PARTITIONS
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Key names below one namespace, so that several models can share a Redis."""
+
+    namespace: str = "srp4ctr"
+
+    def state(self, version: str, user_id: str) -> str:
+        """String: the user's state of that bundle version."""
+        return f"{self.namespace}:{{p{partition(user_id)}}}:s:{version}:{quote(user_id, safe='')}"
+
+    def active(self) -> str:
+        """Hash with `version`, `fingerprint`, `previous`, `activated_at_ms`: the one pointer that is switched."""
+        return f"{self.namespace}:active"
+
+    def published(self, version: str) -> str:
+        """Hash with `fingerprint`, `users`, `completed_at_ms`: written when all states of a version are."""
+        return f"{self.namespace}:published:{version}"

@@ -1,0 +1,80 @@
+"""The bundle's manifest: what the files of a model version are, and by which hashes they are known."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from srp4ctr.contract.schema import Name, Strict
+from srp4ctr.contract.state import StateLayout
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+ENCODER = "encoder.onnx"
+SCORER = "scorer.onnx"
+ITEMS = "items"
+COLD_STATE = "cold_state.bin"
+
+
+class TensorSpec(Strict):
+    """A graph's input or output; named dimensions vary: B users, L events, C candidates."""
+
+    name: str
+    dtype: Literal["float32", "int32"]
+    shape: tuple[int | str, ...]
+
+
+class GraphSpec(Strict):
+    """What a graph takes and gives, by name."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Parity(Strict):
+    """The largest absolute differences between ONNX Runtime and torch that the export has seen."""
+
+    encoder_max_abs: float
+    scorer_max_abs: float
+    tolerance: float
+    shapes_compared: int
+
+
+class Calibration(Strict):
+    """Platt scaling inside the scorer's graph: probability = sigmoid(scale * logit + bias)."""
+
+    scale: float
+    bias: float
+
+
+class Manifest(Strict):
+    """`manifest.json` of a bundle."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: Name | str
+    created_at: str
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of schema, vocabularies, weights")
+    state: StateLayout
+    encoder: GraphSpec
+    scorer: GraphSpec
+    items: int = Field(ge=0, description="rows of the item table, the unknown item's not counted")
+    calibration: Calibration
+    parity: Parity
+    exporter: dict[str, str]
+    data_fingerprint: str
+    git_commit: str | None
+    metrics: dict[str, float]
+    files: dict[str, str] = Field(description="SHA-256 of every other file, by its path in the bundle")
+
+    @property
+    def fingerprint_bytes(self) -> bytes:
+        """The fingerprint as states carry it."""
+        return bytes.fromhex(self.fingerprint)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,216 @@
+"""Raw values to integer codes: the one set of transforms, used by the offline jobs and by the service.
+
+Every feature becomes one or more int32 code columns. Codes of one group (an item's id and attributes, an event's
+behaviour features, a user's features, a request's context) stand side by side in one matrix [N, W], in the order
+of the schema: an item's first column is its id. 0 pads, 1 is unknown or missing, values begin at 2.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srp4ctr.contract.errors import BundleError, InvalidRequest
+from srp4ctr.contract.schema import Feature, FeatureSchema, FeatureType
+from srp4ctr.contract.vocabulary import FIRST_VALUE, UNKNOWN, Codes, Texts, Vocabulary, to_texts
+
+ITEM_ID = "id"
+"""The item id's feature name inside the item group."""
+
+ITEM, BEHAVIOUR, USER, CONTEXT = GROUPS = ("item", "behaviour", "user", "context")
+
+Boundaries = NDArray[np.float64]
+
+
+def canonical_text(value: str | int | bool) -> str:
+    """The text by which a categorical value is known everywhere: `true`, `42`, or the string itself."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One feature's place in its group's code matrix: columns `start` to `start + width` hold codes < `size`."""
+
+    name: str
+    type: FeatureType
+    start: int
+    width: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The code layout of all groups; with a model configuration, all that the network needs to know of the data."""
+
+    item: tuple[Field, ...]
+    behaviour: tuple[Field, ...]
+    user: tuple[Field, ...]
+    context: tuple[Field, ...]
+
+    @staticmethod
+    def width(group: tuple[Field, ...]) -> int:
+        """Number of code columns of a group."""
+        return sum(field.width for field in group)
+
+
+def fit_boundaries(numbers: NDArray[np.float64], buckets: int) -> Boundaries:
+    """Inner quantile boundaries of the finite numbers; equal ones are merged, so there may be fewer buckets."""
+    finite = numbers[np.isfinite(numbers)]
+    if not len(finite):
+        return np.empty(0, np.float64)
+    quantiles = np.quantile(finite, np.arange(1, buckets) / buckets, method="higher")
+    # A boundary at the minimum would leave the first bucket empty.
+    return np.unique(quantiles[quantiles > finite.min()]).astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Transforms:
+    """A schema with its fitted vocabularies and bucket boundaries, keyed by `group.feature`."""
+
+    schema: FeatureSchema
+    vocabularies: Mapping[str, Vocabulary]
+    boundaries: Mapping[str, Boundaries]
+
+    def features(self, group: str) -> tuple[Feature, ...]:
+        """The group's features in the order of their code columns."""
+        schema = self.schema
+        if group == ITEM:
+            item_id = Feature(name=ITEM_ID, type="categorical", min_count=schema.item_min_count)
+            return (item_id, *schema.item_attributes)
+        return {
+            BEHAVIOUR: schema.behaviour_features,
+            USER: schema.user_features,
+            CONTEXT: schema.context_features,
+        }[group]
+
+    @property
+    def fields(self) -> Fields:
+        """The code layout of all groups."""
+        return Fields(**{group: self._layout(group) for group in GROUPS})
+
+    def _layout(self, group: str) -> tuple[Field, ...]:
+        layout, start = [], 0
+        for feature in self.features(group):
+            key = f"{group}.{feature.name}"
+            if feature.type == "numeric":
+                size = len(self.boundaries[key]) + 1 + FIRST_VALUE
+            else:
+                size = self.vocabularies[key].size
+            layout.append(Field(feature.name, feature.type, start, feature.width, size))
+            start += feature.width
+        return tuple(layout)
+
+    def encode_categorical(self, group: str, feature: Feature, texts: Texts) -> Codes:
+        """Codes [N, 1] of texts [N]; the empty text is a missing value."""
+        return self.vocabularies[f"{group}.{feature.name}"].encode(texts)[:, None]
+
+    def encode_numeric(self, group: str, feature: Feature, numbers: NDArray[np.float64]) -> Codes:
+        """Codes [N, 1] of numbers [N]; NaN is a missing value."""
+        bucket = np.searchsorted(self.boundaries[f"{group}.{feature.name}"], numbers, side="right")
+        return np.where(np.isnan(numbers), UNKNOWN, bucket + FIRST_VALUE).astype(np.int32)[:, None]
+
+    def encode_multi_valued(
+        self, group: str, feature: Feature, texts: Texts, lengths: NDArray[np.int64]
+    ) -> Codes:
+        """Codes [N, max_values] of N lists, given as their concatenated texts and their lengths [N].
+
+        The first `max_values` values of a list are kept; what is left of the columns is padding.
+        """
+        codes = np.zeros((len(lengths), feature.max_values), np.int32)
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        column = np.arange(len(texts)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        keep = column < feature.max_values
+        encoded = self.vocabularies[f"{group}.{feature.name}"].encode(texts)
+        codes[row[keep], column[keep]] = encoded[keep]
+        return codes
+
+    def encode_values(self, group: str, values: Mapping[str, Any], field: str) -> Codes:
+        """Codes [W] of one JSON object; what it lacks, or gives as null, is missing.
+
+        `field` is the object's path in the request, for errors: InvalidRequest names the key at fault.
+        """
+        features = self.features(group)
+        known = {feature.name for feature in features}
+        for name in values:
+            if name not in known:
+                offer = f"known are {', '.join(sorted(known))}" if known else "the model has none"
+                raise InvalidRequest(f"{field}.{name}", f"unknown feature; {offer}")
+        parts = [
+            self._encode_value(group, feature, values.get(feature.name), f"{field}.{feature.name}")
+            for feature in features
+        ]
+        return np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int32)
+
+    def _encode_value(self, group: str, feature: Feature, value: Any, path: str) -> Codes:
+        if feature.type == "numeric":
+            if value is None:
+                value = np.nan
+            elif isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidRequest(path, f"must be a number, not {_json_type(value)}")
+            elif not np.isfinite(value):
+                raise InvalidRequest(path, "must be a finite number; leave it out where it is not known")
+            return self.encode_numeric(group, feature, np.array([value], np.float64))
+        if feature.type == "multi_valued":
+            value = [] if value is None else value
+            if not isinstance(value, list):
+                raise InvalidRequest(path, f"must be a list, not {_json_type(value)}")
+            texts = [_request_text(one, f"{path}[{i}]") for i, one in enumerate(value)]
+            return self.encode_multi_valued(group, feature, to_texts(texts), np.array([len(texts)]))
+        text = "" if value is None else _request_text(value, path)
+        return self.encode_categorical(group, feature, to_texts([text]))
+
+    def save(self, folder: Path) -> None:
+        """Write `schema.json`, `boundaries.json` and `vocabularies/<group>.<feature>.npy` below `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "schema.json").write_text(self.schema.model_dump_json(indent=1))
+        boundaries = {key: list(value) for key, value in sorted(self.boundaries.items())}
+        (folder / "boundaries.json").write_text(json.dumps(boundaries))
+        (folder / "vocabularies").mkdir(exist_ok=True)
+        for key, vocabulary in self.vocabularies.items():
+            np.save(folder / "vocabularies" / f"{key}.npy", vocabulary.values)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote; vocabularies are memory-mapped."""
+        try:
+            schema = FeatureSchema.model_validate_json((folder / "schema.json").read_bytes())
+            boundaries = json.loads((folder / "boundaries.json").read_bytes())
+            files = sorted((folder / "vocabularies").glob("*.npy"))
+            vocabularies = {path.stem: Vocabulary(np.load(path, mmap_mode="r")) for path in files}
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{folder} holds no usable schema and vocabularies: {error}") from error
+        return cls(schema, vocabularies, {key: np.array(value) for key, value in boundaries.items()})
+
+    def digest(self) -> bytes:
+        """SHA-256 of the schema and everything fitted: two equal digests give equal codes for equal values."""
+        sha = hashlib.sha256(self.schema.model_dump_json().encode())
+        for key, vocabulary in sorted(self.vocabularies.items()):
+            sha.update(f"{key} {vocabulary.values.dtype.str} {len(vocabulary.values)}\n".encode())
+            sha.update(np.ascontiguousarray(vocabulary.values))
+        for key, boundaries in sorted(self.boundaries.items()):
+            sha.update(f"{key} {len(boundaries)}\n".encode())
+            sha.update(np.ascontiguousarray(boundaries, "<f8"))
+        return sha.digest()
+
+
+def _request_text(value: Any, path: str) -> str:
+    if not isinstance(value, str | int):
+        raise InvalidRequest(path, f"must be a string, an integer or a boolean, not {_json_type(value)}")
+    text = canonical_text(value)
+    if "\0" in text:
+        raise InvalidRequest(path, "must not contain the character NUL")
+    return text
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "an integer", float: "a fraction", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")

@@ -1,0 +1,1 @@
+"""What the offline jobs and the service both run: bundles, ONNX graphs, Redis. Never imports torch."""

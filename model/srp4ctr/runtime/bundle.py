@@ -1,0 +1,115 @@
+"""Model bundles on disk: opened and verified by whoever runs a model, sealed by the export job."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from srp4ctr.contract.errors import BundleError, StateError
+from srp4ctr.contract.manifest import COLD_STATE, ENCODER, ITEMS, MANIFEST, SCORER, Manifest, sha256_file
+from srp4ctr.contract.state import UserState, decode_state
+from srp4ctr.contract.transforms import Transforms
+from srp4ctr.contract.vocabulary import Codes, Texts, Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class ItemTable:
+    """The catalogue: N items by sorted id, and row 0 for every item that is not in it.
+
+    `codes` [N+1, W] int32 are the item codes, `prior` [N+1] float32 the smoothed click rates of the training rows.
+    All arrays may be memory-mapped.
+    """
+
+    ids: Vocabulary
+    codes: Codes
+    prior: NDArray[np.float32]
+
+    def rows(self, texts: Texts) -> NDArray[np.int32]:
+        """Row numbers [C] of item ids [C]; 0 where the catalogue lacks one."""
+        return self.ids.encode(texts) - 1
+
+    def save(self, folder: Path) -> None:
+        """Write `ids.npy`, `codes.npy` and `prior.npy`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "ids.npy", self.ids.values)
+        np.save(folder / "codes.npy", self.codes)
+        np.save(folder / "prior.npy", self.prior)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Memory-map what `save` wrote."""
+        ids, codes, prior = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "codes", "prior"))
+        return cls(Vocabulary(ids), codes, prior)
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """One model version, opened: everything in it has one fingerprint."""
+
+    folder: Path
+    manifest: Manifest
+    transforms: Transforms
+    items: ItemTable
+    cold_state: UserState
+
+    @property
+    def encoder_path(self) -> Path:
+        """The graph that turns histories into user states."""
+        return self.folder / ENCODER
+
+    @property
+    def scorer_path(self) -> Path:
+        """The graph that turns states and candidates into probabilities."""
+        return self.folder / SCORER
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a bundle after comparing every file with the manifest; raises BundleError."""
+        try:
+            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}") from None
+        except ValidationError as error:
+            raise BundleError(f"{folder / MANIFEST} is not a manifest of this version: {error}") from error
+        for name, sha256 in manifest.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise BundleError(f"{folder} is not whole: {name} is missing; export it again")
+            if sha256_file(path) != sha256:
+                raise BundleError(f"{path} is not the file that was exported; export the bundle again")
+        state_bytes = (folder / COLD_STATE).read_bytes()
+        try:
+            cold_state = decode_state(state_bytes, manifest.state, manifest.fingerprint_bytes)
+        except StateError as error:
+            raise BundleError(f"{folder / COLD_STATE}: {error}") from error
+        items = ItemTable.load(folder / ITEMS)
+        return cls(folder, manifest, Transforms.load(folder), items, cold_state)
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder` but the manifest, by its path in it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+
+
+def seal_bundle(draft: Path, bundles: Path, manifest: Manifest) -> Bundle:
+    """Write the manifest into `draft`, sync it to disk, rename it to its version and open it, verified.
+
+    A bundle of that version that is there already is left as it is: versions carry their fingerprint.
+    """
+    (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    for path in sorted(draft.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    final = bundles / manifest.version
+    if final.exists():
+        shutil.rmtree(draft)
+    else:
+        draft.rename(final)
+    return Bundle.open(final)

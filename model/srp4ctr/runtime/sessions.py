@@ -1,0 +1,70 @@
+"""The bundle's graphs in ONNX Runtime."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from srp4ctr.contract.manifest import GraphSpec
+from srp4ctr.contract.state import UserState
+from srp4ctr.contract.vocabulary import Codes
+from srp4ctr.runtime.bundle import Bundle
+
+
+def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """A CPU session with exactly `threads` threads, which sleep when there is nothing to do."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A spinning pool would burn whole cores between requests and starve its neighbours.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxEncoder:
+    """Histories to user state arrays."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self._session = open_session(bundle.encoder_path, threads)
+        self._spec = bundle.manifest.encoder
+
+    def __call__(
+        self, event_items: Codes, event_behaviours: Codes, user_codes: Codes
+    ) -> dict[str, NDArray[np.generic]]:
+        """State arrays, each [U, ...], of event codes [U, L, Wi] and [U, L, Wb] and user codes [U, Wu].
+
+        Histories are padded on the left with 0; L is at least 1 and at most the schema's `max_events`.
+        """
+        offered = {"event_items": event_items, "event_behaviours": event_behaviours, "user_codes": user_codes}
+        return _run(self._session, self._spec, offered)
+
+
+class OnnxScorer:
+    """One user's state and C candidates to probabilities; keeps nothing between calls."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self._session = open_session(bundle.scorer_path, threads)
+        self._spec = bundle.manifest.scorer
+        self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in self._spec.inputs}
+
+    def __call__(self, state: UserState, item_codes: Codes, context_codes: Codes) -> NDArray[np.float32]:
+        """Click probabilities [C] of item codes [C, Wi] under context codes [Wc]."""
+        offered: dict[str, NDArray[np.generic]] = {
+            name: array[None].astype(self._dtypes[name], copy=False) for name, array in state.arrays.items()
+        }
+        offered["item_codes"] = item_codes[None]
+        offered["context_codes"] = context_codes[None]
+        probability: NDArray[np.float32] = _run(self._session, self._spec, offered)["probability"][0]
+        return probability
+
+
+def _run(
+    session: onnxruntime.InferenceSession, spec: GraphSpec, offered: Mapping[str, NDArray[np.generic]]
+) -> dict[str, NDArray[np.generic]]:
+    # A feature group without features has no input in the graph.
+    feed = {tensor.name: offered[tensor.name] for tensor in spec.inputs}
+    names = [tensor.name for tensor in spec.outputs]
+    return dict(zip(names, session.run(names, feed), strict=True))
