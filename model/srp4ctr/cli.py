@@ -1,0 +1,76 @@
+"""The `srp4ctr` command: names its sub-commands as strings and imports one only when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from srp4ctr import __version__
+from srp4ctr.contract.errors import DependencyMissing, Srp4ctrError
+
+
+class Command(NamedTuple):
+    """Where a sub-command lives, which extra it needs, and what it is for."""
+
+    module: str
+    extra: str
+    help: str
+
+
+COMMANDS = {
+    "data": Command("srp4ctr_offline.data.command", "offline", "get a data set as canonical Parquet tables"),
+    "prepare": Command("srp4ctr_offline.prepare", "offline", "tables -> vocabularies, codes, histories"),
+    "pretrain": Command("srp4ctr_offline.pretrain", "offline", "pre-train the whole served path on histories"),
+    "finetune": Command("srp4ctr_offline.finetune", "offline", "fine-tune for click probabilities, calibrate"),
+    "evaluate": Command("srp4ctr_offline.evaluate", "offline", "quality on held-out rows, beside the floors"),
+    "export": Command("srp4ctr_offline.export", "offline", "checkpoint -> verified ONNX bundle"),
+    "publish": Command("srp4ctr_offline.publish", "offline", "encode every user's state into Redis"),
+    "activate": Command("srp4ctr_offline.activate", "offline", "switch the services to a published version"),
+    "serve": Command("srp4ctr_service.serve", "service", "answer POST /score"),
+    "doctor": Command("srp4ctr_service.doctor", "service", "what is installed, reachable and active"),
+}
+
+
+def usage() -> str:
+    """The text of `srp4ctr --help`."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
+    return (
+        "usage: srp4ctr COMMAND ...\n\n"
+        "From behaviour logs to click probabilities: train offline, cache user states, score candidates.\n\n"
+        f"commands, in the order of a first run:\n{rows}\n\n"
+        "srp4ctr COMMAND --help says what a command reads and writes. Start with: make demo\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; what a user can mend ends in one line on standard error and exit code 1."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"srp4ctr {__version__}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"srp4ctr: no command {arguments[0]!r}\n\n{usage()}", end="", file=sys.stderr)
+        return 2
+    try:
+        try:
+            module = importlib.import_module(command.module)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0].startswith("srp4ctr"):
+                raise
+            raise DependencyMissing(error.name, command.extra) from error
+        code: int = module.main(arguments[1:])
+    except Srp4ctrError as error:
+        print(f"srp4ctr {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The offline jobs, one a file: from logs to a published model version."""
