@@ -20,8 +20,12 @@ class Command(NamedTuple):
 COMMANDS = {
     "data": Command("srp4ctr_offline.data.command", "offline", "get a data set as canonical Parquet tables"),
     "prepare": Command("srp4ctr_offline.prepare", "offline", "tables -> vocabularies, codes, histories"),
-    "pretrain": Command("srp4ctr_offline.pretrain", "offline", "pre-train the whole served path on histories"),
-    "finetune": Command("srp4ctr_offline.finetune", "offline", "fine-tune for click probabilities, calibrate"),
+    "pretrain": Command(
+        "srp4ctr_offline.pretrain", "offline", "pre-train the whole served path on histories"
+    ),
+    "finetune": Command(
+        "srp4ctr_offline.finetune", "offline", "fine-tune for click probabilities, calibrate"
+    ),
     "evaluate": Command("srp4ctr_offline.evaluate", "offline", "quality on held-out rows, beside the floors"),
     "export": Command("srp4ctr_offline.export", "offline", "checkpoint -> verified ONNX bundle"),
     "publish": Command("srp4ctr_offline.publish", "offline", "encode every user's state into Redis"),

@@ -4,6 +4,10 @@
     ├── ConfigError            a configuration or schema is wrong; names the key
     ├── DataError              a table does not fit the schema; names the table and the column
     ├── InvalidRequest         a request is wrong; carries the field's path
+    │   ├── MalformedBody      the body is not JSON in UTF-8
+    │   ├── BodyTooLarge       the body is larger than the service takes
+    │   └── BodyTimeout        the body did not arrive in time
+    ├── NoActiveModel          the service has no model to score with, yet
     ├── BundleError            a bundle is missing, damaged or of an unknown format
     │   └── ExportMismatch     an exported graph does not compute what the torch model computes
     ├── StateError             bytes that cannot be used as a user state
@@ -31,12 +35,32 @@ class DataError(Srp4ctrError):
 
 
 class InvalidRequest(Srp4ctrError):  # noqa: N818 -- it reads as what it is; the tree's root says Error
-    """A request is wrong at `field`, a path such as `context.hour` or `item_ids[3]`."""
+    """A request is wrong at `field`, a path such as `context.hour` or `item_ids[3]`.
 
-    def __init__(self, field: str, message: str) -> None:
+    `others` are further (field, message) pairs; `errors` has them all.
+    """
+
+    def __init__(self, field: str, message: str, *others: tuple[str, str]) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
         self.message = message
+        self.errors = ((field, message), *others)
+
+
+class MalformedBody(InvalidRequest):
+    """The body is not JSON in UTF-8."""
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than the service takes."""
+
+
+class BodyTimeout(InvalidRequest):
+    """The body did not arrive in time."""
+
+
+class NoActiveModel(Srp4ctrError):  # noqa: N818
+    """The service has no model to score with, yet."""
 
 
 class BundleError(Srp4ctrError):

@@ -8,7 +8,9 @@ MAX_ID_LENGTH = 256
 MAX_CANDIDATES = 10_000
 """What the wire format allows; a service's own limit is a setting, and lower."""
 
-Id = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00]+$")]
+Id = Annotated[
+    str, StringConstraints(strict=True, min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00]+$")
+]
 Scalar = str | int | float | bool | None
 
 StateStatus = Literal["fresh", "stale", "cold", "missing"]
@@ -27,13 +29,19 @@ class ScoreRequest(Body):
 
     user_id: Id = Field(description="the user; one that was never seen is scored as a cold user")
     item_ids: list[Id] = Field(
-        min_length=1, max_length=MAX_CANDIDATES, description="the candidates, in the order of the answer's scores"
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        description="the candidates, in the order of the answer's scores",
     )
     context: dict[str, Scalar] = Field(
         default_factory=dict, description="context features by name; GET /model lists them"
     )
     deadline_ms: float | None = Field(
-        default=None, gt=0, le=60_000, allow_inf_nan=False, description="time for the whole answer, milliseconds"
+        default=None,
+        gt=0,
+        le=60_000,
+        allow_inf_nan=False,
+        description="time for the whole answer, milliseconds",
     )
 
 
@@ -57,7 +65,9 @@ class ScoreResponse(BaseModel):
     model_version: str
     scores: list[float] = Field(description="aligned with item_ids")
     user_state: UserStateInfo
-    tier: Tier = Field(description="full: the model's. prior: the items' own click rates, the user not considered")
+    tier: Tier = Field(
+        description="full: the model's. prior: the items' own click rates, the user not considered"
+    )
     degraded: list[Degradation] = Field(description="why the answer is not all that it could be")
     unknown_items: list[int] = Field(description="places in item_ids of items that the catalogue lacks")
 
@@ -78,3 +88,49 @@ class Problem(BaseModel):
     detail: str
     request_id: str
     errors: list[FieldError] = Field(default_factory=list)
+
+
+class ContextFeature(BaseModel):
+    """A feature that a request's `context` may have."""
+
+    name: str
+    type: Literal["categorical", "numeric"]
+
+
+class Limits(BaseModel):
+    """What a request may ask of this service."""
+
+    max_candidates: int
+    max_body_bytes: int
+    max_id_length: int
+    default_deadline_ms: float
+
+
+class ModelInfo(BaseModel):
+    """The model that scores, and what it takes."""
+
+    version: str
+    name: str
+    fingerprint: str
+    created_at: str
+    items: int = Field(description="items in the catalogue")
+    state: Literal["tokens", "sequence"] = Field(description="kind of the cached user state")
+    context_features: list[ContextFeature]
+    limits: Limits
+    metrics: dict[str, float] = Field(description="of the evaluation before the export")
+
+
+class Dependency(BaseModel):
+    """One thing that the service needs."""
+
+    status: Literal["ok", "degraded", "missing"] = Field(
+        description="degraded: scoring goes on without it. missing: nothing can be scored"
+    )
+    detail: str
+
+
+class Readiness(BaseModel):
+    """Whether requests can be answered, and each dependency by name."""
+
+    ready: bool
+    dependencies: dict[Literal["model", "redis"], Dependency]

@@ -9,7 +9,7 @@ from pydantic import Field
 from srp4ctr.contract.schema import Name, Strict
 from srp4ctr.contract.state import StateLayout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 SCORER = "scorer.onnx"
@@ -55,7 +55,9 @@ class Manifest(Strict):
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     name: Name | str
     created_at: str
-    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of schema, vocabularies, weights")
+    fingerprint: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of schema, vocabularies, weights"
+    )
     state: StateLayout
     encoder: GraphSpec
     scorer: GraphSpec

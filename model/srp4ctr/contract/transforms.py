@@ -7,16 +7,23 @@ of the schema: an item's first column is its id. 0 pads, 1 is unknown or missing
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import BundleError, InvalidRequest
-from srp4ctr.contract.schema import Feature, FeatureSchema, FeatureType
+from srp4ctr.contract.schema import (
+    CategoricalFeature,
+    Feature,
+    FeatureSchema,
+    MultiValuedFeature,
+    NumericFeature,
+)
 from srp4ctr.contract.vocabulary import FIRST_VALUE, UNKNOWN, Codes, Texts, Vocabulary, to_texts
 
 ITEM_ID = "id"
@@ -39,7 +46,7 @@ class Field:
     """One feature's place in its group's code matrix: columns `start` to `start + width` hold codes < `size`."""
 
     name: str
-    type: FeatureType
+    type: Literal["categorical", "multi_valued", "numeric"]
     start: int
     width: int
     size: int
@@ -82,7 +89,7 @@ class Transforms:
         """The group's features in the order of their code columns."""
         schema = self.schema
         if group == ITEM:
-            item_id = Feature(name=ITEM_ID, type="categorical", min_count=schema.item_min_count)
+            item_id = CategoricalFeature(name=ITEM_ID, type="categorical", min_count=schema.item_min_count)
             return (item_id, *schema.item_attributes)
         return {
             BEHAVIOUR: schema.behaviour_features,
@@ -107,17 +114,17 @@ class Transforms:
             start += feature.width
         return tuple(layout)
 
-    def encode_categorical(self, group: str, feature: Feature, texts: Texts) -> Codes:
+    def encode_categorical(self, group: str, feature: CategoricalFeature, texts: Texts) -> Codes:
         """Codes [N, 1] of texts [N]; the empty text is a missing value."""
         return self.vocabularies[f"{group}.{feature.name}"].encode(texts)[:, None]
 
-    def encode_numeric(self, group: str, feature: Feature, numbers: NDArray[np.float64]) -> Codes:
+    def encode_numeric(self, group: str, feature: NumericFeature, numbers: NDArray[np.float64]) -> Codes:
         """Codes [N, 1] of numbers [N]; NaN is a missing value."""
         bucket = np.searchsorted(self.boundaries[f"{group}.{feature.name}"], numbers, side="right")
         return np.where(np.isnan(numbers), UNKNOWN, bucket + FIRST_VALUE).astype(np.int32)[:, None]
 
     def encode_multi_valued(
-        self, group: str, feature: Feature, texts: Texts, lengths: NDArray[np.int64]
+        self, group: str, feature: MultiValuedFeature, texts: Texts, lengths: NDArray[np.int64]
     ) -> Codes:
         """Codes [N, max_values] of N lists, given as their concatenated texts and their lengths [N].
 
@@ -154,7 +161,8 @@ class Transforms:
                 value = np.nan
             elif isinstance(value, bool) or not isinstance(value, int | float):
                 raise InvalidRequest(path, f"must be a number, not {_json_type(value)}")
-            elif not np.isfinite(value):
+            # Also false for NaN, and defined for integers that no float can hold.
+            elif not -sys.float_info.max <= value <= sys.float_info.max:
                 raise InvalidRequest(path, "must be a finite number; leave it out where it is not known")
             return self.encode_numeric(group, feature, np.array([value], np.float64))
         if feature.type == "multi_valued":
@@ -192,11 +200,11 @@ class Transforms:
         """SHA-256 of the schema and everything fitted: two equal digests give equal codes for equal values."""
         sha = hashlib.sha256(self.schema.model_dump_json().encode())
         for key, vocabulary in sorted(self.vocabularies.items()):
-            sha.update(f"{key} {vocabulary.values.dtype.str} {len(vocabulary.values)}\n".encode())
-            sha.update(np.ascontiguousarray(vocabulary.values))
+            sha.update(f"{key} {len(vocabulary.values)}\n".encode())
+            sha.update(b"\0".join(vocabulary.values.tolist()))
         for key, boundaries in sorted(self.boundaries.items()):
             sha.update(f"{key} {len(boundaries)}\n".encode())
-            sha.update(np.ascontiguousarray(boundaries, "<f8"))
+            sha.update(boundaries.astype("<f8").tobytes())
         return sha.digest()
 
 

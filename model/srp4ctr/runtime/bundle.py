@@ -43,7 +43,9 @@ class ItemTable:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Memory-map what `save` wrote."""
-        ids, codes, prior = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "codes", "prior"))
+        ids, codes, prior = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "codes", "prior")
+        )
         return cls(Vocabulary(ids), codes, prior)
 
 
@@ -100,7 +102,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 def seal_bundle(draft: Path, bundles: Path, manifest: Manifest) -> Bundle:
     """Write the manifest into `draft`, sync it to disk, rename it to its version and open it, verified.
 
-    A bundle of that version that is there already is left as it is: versions carry their fingerprint.
+    A whole bundle of that version that is there already is left as it is: versions carry their fingerprint.
     """
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1))
     for path in sorted(draft.rglob("*")):
@@ -109,7 +111,23 @@ def seal_bundle(draft: Path, bundles: Path, manifest: Manifest) -> Bundle:
         os.close(descriptor)
     final = bundles / manifest.version
     if final.exists():
-        shutil.rmtree(draft)
-    else:
-        draft.rename(final)
+        try:
+            bundle = Bundle.open(final)
+        except BundleError:
+            shutil.rmtree(final)
+        else:
+            shutil.rmtree(draft)
+            return bundle
+    draft.rename(final)
     return Bundle.open(final)
+
+
+def find_bundle(named: str, bundles: Path) -> Bundle:
+    """Open a bundle that a person named by its folder or, below `bundles`, by its version."""
+    folder = Path(named)
+    if not (folder / MANIFEST).exists():
+        folder = bundles / named
+    if not folder.is_dir():
+        known = ", ".join(sorted(path.parent.name for path in bundles.glob(f"*/{MANIFEST}"))) or "none"
+        raise BundleError(f"no bundle {named!r}; in {bundles} there are: {known}")
+    return Bundle.open(folder)

@@ -30,6 +30,7 @@ class OnnxEncoder:
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self._session = open_session(bundle.encoder_path, threads)
         self._spec = bundle.manifest.encoder
+        self._arrays = [spec.name for spec in bundle.manifest.state.arrays]
 
     def __call__(
         self, event_items: Codes, event_behaviours: Codes, user_codes: Codes
@@ -38,8 +39,14 @@ class OnnxEncoder:
 
         Histories are padded on the left with 0; L is at least 1 and at most the schema's `max_events`.
         """
-        offered = {"event_items": event_items, "event_behaviours": event_behaviours, "user_codes": user_codes}
-        return _run(self._session, self._spec, offered)
+        offered: dict[str, NDArray[np.generic]] = {
+            "event_items": event_items,
+            "event_behaviours": event_behaviours,
+            "user_codes": user_codes,
+        }
+        computed = _run(self._session, self._spec, offered)
+        # A state array that is an input of the encoder is stored as it was given.
+        return {name: computed[name] if name in computed else offered[name] for name in self._arrays}
 
 
 class OnnxScorer:

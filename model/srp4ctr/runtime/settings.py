@@ -1,15 +1,20 @@
 """Where Redis is and how long to wait for it: the settings that every command shares."""
 
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from srp4ctr.contract.errors import ConfigError
+
+ENV_PREFIX = "SRP4CTR_"
 
 
 class StoreSettings(BaseSettings):
     """Read once from `SRP4CTR_...` variables by each command; nothing else reads the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="SRP4CTR_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True)
 
     redis_url: str | None = Field(
         default=None,
@@ -18,9 +23,39 @@ class StoreSettings(BaseSettings):
     namespace: str = Field(default="srp4ctr", pattern=r"^[A-Za-z0-9_.-]+$", description="prefix of every key")
     redis_connect_timeout_ms: int = Field(default=500, gt=0, description="limit for connecting, milliseconds")
     redis_read_timeout_ms: int = Field(default=2000, gt=0, description="limit for one answer, milliseconds")
-    var_dir: Path = Field(default=Path("var"), description="folder of runs, bundles, data and the local Redis")
+    local_redis_start_timeout_ms: int = Field(
+        default=30_000,
+        gt=0,
+        description="limit for a Redis of our own to start and load its data, milliseconds",
+    )
+    var_dir: Path = Field(
+        default=Path("var"), description="folder of runs, bundles, data and the local Redis"
+    )
 
     @property
     def bundles_dir(self) -> Path:
         """Folder of the exported bundles, one sub-folder a version."""
         return self.var_dir / "bundles"
+
+    @property
+    def runs_dir(self) -> Path:
+        """Folder of the offline runs, one sub-folder a configuration."""
+        return self.var_dir / "runs"
+
+
+S = TypeVar("S", bound=StoreSettings)
+
+
+def read_settings(kind: type[S], **overrides: Any) -> S:
+    """The settings of that kind, from `overrides` (None: not given) and the environment.
+
+    Raises ConfigError, which names the variables that are wrong.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{ENV_PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
+        )
+        raise ConfigError(wrong) from None

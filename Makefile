@@ -1,0 +1,66 @@
+# What a person types here; `make help` explains it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The Python that makes .venv: 3.11 or newer.
+PYTHON ?= python3
+# Where pip looks for torch besides its usual index. Empty: the usual index alone, whose torch brings CUDA on Linux.
+# For PyTorch's own, smaller CPU wheels: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help install demo demo-once test check format bench constraints openapi clean
+
+help: ## what can be made
+	@echo "srp4ctr: make TARGET"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+	@echo "Settings: PYTHON ($(PYTHON)) makes .venv; TORCH_INDEX is an extra index for torch, such as PyTorch's CPU wheels."
+
+install: $(INSTALLED) ## everything into .venv; done by every other target when dependencies have changed
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("srp4ctr needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "Installing into .venv (torch and friends: a minute or more) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[service,offline,local,loadtest,dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## the main job on real data, from MovieLens 100K to a scored request; serves until Ctrl-C
+	@$(BIN)/python -m srp4ctr_offline.demo
+
+demo-once: $(INSTALLED) ## the same, and stops the service in the end
+	@$(BIN)/python -m srp4ctr_offline.demo --once
+
+test: check ## every check and test
+	$(BIN)/pytest
+
+check: $(INSTALLED) ## format, lint, import rules, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED) ## CPU per request against the bare ONNX Runtime run; a table, then one JSON line
+	@$(BIN)/python -m srp4ctr_loadtest.bench
+
+openapi: $(INSTALLED) ## renew docs/openapi.json from the service
+	@$(BIN)/python -m srp4ctr_service.openapi > docs/openapi.json
+
+constraints: ## renew constraints.txt with the newest releases that pyproject allows
+	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[service,offline,local,loadtest,dev]'
+	@head -n 1 constraints.txt > constraints.new
+	@$(BIN)/python -m pip freeze --all --exclude-editable | grep -vE '^pip==' | sed -E 's/\+[a-z0-9.]+$$//' >> constraints.new
+	@mv constraints.new constraints.txt && touch $(INSTALLED)
+
+clean: ## remove .venv and var (data, runs, bundles, the local Redis)
+	rm -rf .venv var

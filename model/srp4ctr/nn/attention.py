@@ -1,0 +1,74 @@
+"""Multi-head attention and the transformer block that every part of the network is built of."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Attention of X positions to Y positions, written out in plain operations so that it exports as it is."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_UXD: Tensor, y_UYD: Tensor, bias_UY: Tensor | None = None) -> Tensor:
+        """[U, X, D]; `bias_UY` is added to the scores of all heads: 0 keeps a position, -inf hides it.
+
+        At least one position of each row must be kept.
+        """
+        q_UNXH, k_UNYH, v_UNYH = (
+            self._split(self.query(x_UXD)),
+            self._split(self.key(y_UYD)),
+            self._split(self.value(y_UYD)),
+        )
+        scores_UNXY = q_UNXH @ k_UNYH.transpose(-1, -2) / math.sqrt(q_UNXH.shape[-1])
+        if bias_UY is not None:
+            scores_UNXY = scores_UNXY + bias_UY[:, None, None, :]
+        mixed_UNXH = torch.softmax(scores_UNXY, dim=-1) @ v_UNYH
+        out_UXD: Tensor = self.out(mixed_UNXH.transpose(1, 2).flatten(2))
+        return out_UXD
+
+    def _split(self, x_UXD: Tensor) -> Tensor:
+        users, positions, width = x_UXD.shape
+        return x_UXD.view(users, positions, self.heads, width // self.heads).transpose(1, 2)
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block.
+
+    Without `memory` the positions attend to one another. With it they attend to the memory alone, so that no
+    position sees another: the candidate's side of uni cross-attention.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm_feed_forward = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x_UXD: Tensor, bias_UY: Tensor | None = None, memory_UYD: Tensor | None = None
+    ) -> Tensor:
+        """[U, X, D]; `bias_UY` hides positions of what is attended to."""
+        normed_UXD = self.norm_attention(x_UXD)
+        attended_UYD = normed_UXD if memory_UYD is None else memory_UYD
+        x_UXD = x_UXD + self.dropout(self.attention(normed_UXD, attended_UYD, bias_UY))
+        refined_UXD: Tensor = x_UXD + self.dropout(self.feed_forward(self.norm_feed_forward(x_UXD)))
+        return refined_UXD

@@ -1,0 +1,126 @@
+"""The model as two ONNX graphs: histories to states, and states with candidates to calibrated probabilities.
+
+Users B, events L and candidates C vary; everything else is fixed. A feature group without features has no input.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from srp4ctr.contract.manifest import GraphSpec, TensorSpec
+from srp4ctr.contract.transforms import Fields
+from srp4ctr.nn.model import Srp4Ctr, State
+
+OPSET = 20
+EXPORTER = "torch.onnx dynamo"
+
+# No example dimension is 0 or 1, which torch.export would take for fixed.
+_EXAMPLE = {"B": 3, "L": 5, "C": 7}
+
+
+class EncoderGraph(nn.Module):
+    """`encode_user`; a state array that is one of its inputs, such as the user's codes, is no output."""
+
+    def __init__(self, model: Srp4Ctr) -> None:
+        super().__init__()
+        self.model = model
+        fields = model.fields
+        inputs = [
+            _codes("event_items", ("B", "L"), Fields.width(fields.item)),
+            _codes("event_behaviours", ("B", "L"), Fields.width(fields.behaviour)),
+            _codes("user_codes", ("B",), Fields.width(fields.user)),
+        ]
+        given = {one.name for one in inputs}
+        outputs = [one for one in _state_tensors(model) if one.name not in given]
+        self.spec = GraphSpec(inputs=tuple(i for i in inputs if i.shape[-1]), outputs=tuple(outputs))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """State arrays of the graph's inputs, in the order of `spec`."""
+        given = dict(zip((one.name for one in self.spec.inputs), tensors, strict=True))
+        items_BLW = given["event_items"]
+        none_BL0, none_B0 = items_BLW[..., :0], items_BLW[:, 0, :0]
+        state = self.model.encode_user(
+            items_BLW, given.get("event_behaviours", none_BL0), given.get("user_codes", none_B0)
+        )
+        return tuple(state[one.name] for one in self.spec.outputs)
+
+
+class ScorerGraph(nn.Module):
+    """`score`, calibrated; one context for all candidates of a user."""
+
+    def __init__(self, model: Srp4Ctr) -> None:
+        super().__init__()
+        self.model = model
+        fields = model.fields
+        inputs = [
+            *_state_tensors(model),
+            _codes("item_codes", ("B", "C"), Fields.width(fields.item)),
+            _codes("context_codes", ("B",), Fields.width(fields.context)),
+        ]
+        probability = TensorSpec(name="probability", dtype="float32", shape=("B", "C"))
+        self.spec = GraphSpec(inputs=tuple(i for i in inputs if i.shape[-1]), outputs=(probability,))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Probabilities [B, C] of the graph's inputs, in the order of `spec`."""
+        given = dict(zip((one.name for one in self.spec.inputs), tensors, strict=True))
+        items_BCW = given["item_codes"]
+        none_B0 = items_BCW[:, 0, :0]
+        state: State = {"tokens": given["tokens"], "user_codes": given.get("user_codes", none_B0)}
+        context_B1W = given.get("context_codes", none_B0)[:, None]
+        return (self.model.calibrate(self.model.score(state, items_BCW, context_B1W)),)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph on disk, and a function that computes the same in torch."""
+
+    spec: GraphSpec
+    in_torch: Callable[..., tuple[Tensor, ...]]
+
+
+def export_graph(graph: EncoderGraph | ScorerGraph, path: Path) -> Exported:
+    """Write the graph as one ONNX file with its weights inside."""
+    graph.eval()
+    longest = graph.model.max_events
+    sizes = _EXAMPLE | {"L": max(2, min(_EXAMPLE["L"], longest - 1))}
+    dims = {"B": torch.export.Dim("B"), "C": torch.export.Dim("C"), "L": torch.export.Dim("L", max=longest)}
+    example, shapes = [], []
+    for spec in graph.spec.inputs:
+        size = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
+        dtype = torch.int32 if spec.dtype == "int32" else torch.float32
+        example.append(torch.ones(size, dtype=dtype))
+        shapes.append({i: dims[dim] for i, dim in enumerate(spec.shape) if isinstance(dim, str)})
+    # It says at each export that torchvision, which this network has no use for, is not installed.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        # The exporter's own use of deprecated parts of torch is nothing that our users could mend.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph,
+            tuple(example),
+            path,
+            input_names=[one.name for one in graph.spec.inputs],
+            output_names=[one.name for one in graph.spec.outputs],
+            dynamic_shapes=(tuple(shapes),),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    return Exported(graph.spec, graph)
+
+
+def _state_tensors(model: Srp4Ctr) -> list[TensorSpec]:
+    return [
+        TensorSpec(name=a.name, dtype="int32" if a.dtype == "int32" else "float32", shape=("B", *a.shape))
+        for a in model.state_layout.arrays
+    ]
+
+
+def _codes(name: str, dims: tuple[str, ...], width: int) -> TensorSpec:
+    return TensorSpec(name=name, dtype="int32", shape=(*dims, width))

@@ -1,0 +1,161 @@
+"""User states and the active version in Redis: a synchronous store for the jobs, an asynchronous one for the service.
+
+Both raise StoreUnavailable when Redis does not answer within its limits, and StoreError when the pointer to the
+active version is no such thing. State bytes pass through as they are; what
+they mean is the state codec's business.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+import redis.asyncio
+
+from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.redis_client import store_errors
+
+# One atomic step, so that two activations at a time cannot lose the previous version. Activating the active version
+# again changes nothing, so that a rerun keeps the version to roll back to.
+_ACTIVATE = """
+local current = redis.call('HGET', KEYS[1], 'version')
+if current == ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'fingerprint', ARGV[2],
+           'previous', current or '', 'activated_at_ms', ARGV[3])
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Active:
+    """The version that services score with, and the one before it."""
+
+    version: str
+    fingerprint: str
+    previous: str | None
+    activated_at_ms: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """A version all of whose states are in Redis."""
+
+    fingerprint: str
+    users: int
+    completed_at_ms: int
+
+
+class StateStore:
+    """What publish and activate do in Redis."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    def put_many(self, version: str, states: Iterable[tuple[str, bytes]]) -> int:
+        """Write the states of (user id, bytes) pairs in one pipeline, over what is there; gives their number."""
+        # No transaction: users live in many partitions, and a rerun completes what was cut off.
+        pipeline = self._client.pipeline(transaction=False)
+        for user_id, data in states:
+            pipeline.set(self._keys.state(version, user_id), data)
+        with store_errors():
+            return len(pipeline.execute())
+
+    def get_many(self, version: str, user_ids: Sequence[str]) -> list[bytes | None]:
+        """The users' state bytes in one pipeline; None where there is none."""
+        pipeline = self._client.pipeline(transaction=False)
+        for user_id in user_ids:
+            pipeline.get(self._keys.state(version, user_id))
+        with store_errors():
+            values: list[bytes | None] = pipeline.execute()
+        return values
+
+    def mark_published(self, version: str, fingerprint: str, users: int) -> None:
+        """Declare that all states of the version are there; only then can it be activated."""
+        fields: dict[Any, Any] = {"fingerprint": fingerprint, "users": users, "completed_at_ms": _now_ms()}
+        with store_errors():
+            self._client.hset(self._keys.published(version), mapping=fields)
+
+    def published(self, version: str) -> Published | None:
+        """What `mark_published` declared of the version."""
+        with store_errors():
+            found = _texts(self._client.hgetall(self._keys.published(version)))
+        if not found:
+            return None
+        return Published(found["fingerprint"], int(found["users"]), int(found["completed_at_ms"]))
+
+    def activate(self, version: str, fingerprint: str) -> Active:
+        """Switch services to the version, atomically; the one that was active becomes `previous`.
+
+        Raises VersionIncomplete unless all states of that very model have been published.
+        """
+        published = self.published(version)
+        if published is None:
+            raise VersionIncomplete(f"{version} has not been published to the end; run: srp4ctr publish")
+        if published.fingerprint != fingerprint:
+            raise VersionIncomplete(
+                f"{version} was published from the model {published.fingerprint[:12]}, and its bundle now holds "
+                f"{fingerprint[:12]}; run: srp4ctr publish"
+            )
+        with store_errors():
+            self._client.eval(_ACTIVATE, 1, self._keys.active(), version, fingerprint, str(_now_ms()))
+        active = self.active()
+        if active is None:
+            raise StoreUnavailable(
+                "Redis lost the active version that was just written; is it evicting keys?"
+            )
+        return active
+
+    def active(self) -> Active | None:
+        """The active version; None before the first activation."""
+        with store_errors():
+            return _active(self._client.hgetall(self._keys.active()))
+
+
+class AsyncStateStore:
+    """What the service reads from Redis; each call has the caller's limit, in seconds."""
+
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    async def get(self, version: str, user_id: str, limit_s: float) -> bytes | None:
+        """The user's state bytes; None where there is none."""
+        with store_errors():
+            async with asyncio.timeout(limit_s):
+                value: Any = await self._client.get(self._keys.state(version, user_id))
+        return cast(bytes | None, value)
+
+    async def active(self, limit_s: float) -> Active | None:
+        """The active version; None before the first activation."""
+        with store_errors():
+            async with asyncio.timeout(limit_s):
+                return _active(await self._client.hgetall(self._keys.active()))
+
+    async def ping(self, limit_s: float) -> None:
+        """Return when Redis answers."""
+        with store_errors():
+            async with asyncio.timeout(limit_s):
+                await self._client.ping()
+
+
+def _active(found: dict[Any, Any]) -> Active | None:
+    if not found:
+        return None
+    try:
+        fields = _texts(found)
+        previous = fields["previous"] or None
+        return Active(fields["version"], fields["fingerprint"], previous, int(fields["activated_at_ms"]))
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"Redis holds no usable active version: {error!r}; run: srp4ctr activate") from error
+
+
+def _texts(found: dict[Any, Any]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in found.items()}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,125 @@
+"""A run's TOML file, typed: `configs/movielens-100k.toml` shows every section."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field as Option
+from pydantic import ValidationError, model_validator
+
+from srp4ctr.contract.errors import ConfigError
+from srp4ctr.contract.schema import FeatureSchema, Name, Strict
+from srp4ctr.nn.model import ModelConfig
+from srp4ctr.nn.objectives import MaskingConfig
+
+Rate = Annotated[float, Option(gt=0, lt=1)]
+
+
+class Tables(Strict):
+    """Where the four canonical tables are. Events and rows may be one file: then each row is an event, too."""
+
+    folder: Path = Option(description="relative to the working folder")
+    events: str = "events.parquet"
+    rows: str = "rows.parquet"
+    items: str = "items.parquet"
+    users: str = "users.parquet"
+
+
+class _FractionSplit(Strict):
+    train: Rate = 0.8
+    valid: Rate = 0.1
+
+    @model_validator(mode="after")
+    def _leaves_test_rows(self) -> Self:
+        if self.train + self.valid >= 1:
+            raise ValueError(f"train + valid = {self.train + self.valid} leaves no test rows")
+        return self
+
+
+class PerUserSplit(_FractionSplit):
+    """Each user's rows by order: the first part trains, the next validates, the rest tests."""
+
+    rule: Literal["per_user"]
+
+
+class GlobalSplit(_FractionSplit):
+    """All rows by order, which must then be one clock for all users."""
+
+    rule: Literal["global"]
+
+
+class ColumnSplit(Strict):
+    """A column of the rows table says `train`, `valid` or `test`."""
+
+    rule: Literal["column"]
+    column: Name = "split"
+
+
+class OptimizerConfig(Strict):
+    """AdamW with warm-up and cosine decay."""
+
+    epochs: Annotated[int, Option(ge=1)]
+    batch_size: Annotated[int, Option(ge=1, description="histories a step")]
+    learning_rate: Annotated[float, Option(gt=0, lt=1)] = 1e-3
+    weight_decay: Annotated[float, Option(ge=0)] = 0.01
+    warmup: Annotated[float, Option(ge=0, lt=1, description="part of the steps")] = 0.05
+
+
+class PretrainConfig(OptimizerConfig):
+    """`[pretrain]`."""
+
+    epochs: Annotated[int, Option(ge=1)] = 25
+    batch_size: Annotated[int, Option(ge=1)] = 64
+    masking: MaskingConfig = MaskingConfig()
+
+
+class FinetuneConfig(OptimizerConfig):
+    """`[finetune]`."""
+
+    epochs: Annotated[int, Option(ge=1, description="at most; the best by validation logloss is kept")] = 4
+    batch_size: Annotated[int, Option(ge=1)] = 64
+    rows_per_history: Annotated[
+        int, Option(ge=1, description="rows that are trained on one encoded history")
+    ] = 16
+    encoder_rate: Annotated[
+        float, Option(ge=0, le=1, description="of the learning rate, for encoder and items")
+    ] = 0.3
+    unknown_rate: Annotated[
+        float, Option(ge=0, lt=1, description="ids, users, contexts shown as unknown")
+    ] = 0.05
+
+
+class RunConfig(Strict):
+    """Everything that decides a run; its name is the run's folder."""
+
+    name: Annotated[str, Option(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    seed: int = 1
+    threads: Annotated[int, Option(ge=1, description="of torch; results repeat for the same number")] = 2
+    tables: Tables
+    features: FeatureSchema = Option(alias="schema")
+    split: Annotated[PerUserSplit | GlobalSplit | ColumnSplit, Option(discriminator="rule")]
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and check a run's TOML file; ConfigError names every key that is wrong."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {_key(one['loc'])}: {one['msg']}" for one in error.errors()]
+        raise ConfigError("\n".join([f"{path} is not a configuration:", *lines])) from error
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return (
+        "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+        or "the file"
+    )

@@ -1,0 +1,95 @@
+"""`srp4ctr evaluate`: quality on held-out rows, with bootstrap intervals, beside the floors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from srp4ctr_offline.checkpoint import fingerprint, load_matching
+from srp4ctr_offline.config import RunConfig
+from srp4ctr_offline.floors import FLOORS
+from srp4ctr_offline.metrics import METRICS, Floats, Quality, calibration_curve, evaluate_rows
+from srp4ctr_offline.plots import plot_calibration
+from srp4ctr_offline.predict import predict
+from srp4ctr_offline.prepared import SPLITS, TEST, Prepared
+from srp4ctr_offline.run import job_parser, resolve, seed_everything, start_stage, write_json
+
+
+def evaluate(
+    prepared: Prepared, probability: Floats, floors: dict[str, Floats], name: str, split: str
+) -> dict[str, Any]:
+    """Metrics of the model and of each floor on one split, and the model's paired differences from the floors."""
+    rows = prepared.rows.of(split)
+    label, user = prepared.rows.label[rows], prepared.rows.user[rows]
+    model = evaluate_rows(label, user, probability)
+    baselines: dict[str, Any] = {}
+    for floor, chances in floors.items():
+        quality: Quality = evaluate_rows(label, user, chances)
+        baselines[floor] = quality.as_dict() | {"model_minus_this": model.difference(quality)}
+    counts = {"rows": len(rows), "users": len(set(user.tolist()))}
+    return {"split": split, "model": name} | counts | model.as_dict() | {"baselines": baselines}
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """The evaluation as a table for people."""
+    head = f"{'':<26}" + "".join(f"{name.upper() if name != 'logloss' else name:>26}" for name in METRICS)
+    lines = [
+        f"{metrics['rows']:,} {metrics['split']} rows of {metrics['users']:,} users; 95 % bootstrap intervals",
+        head,
+    ]
+    for name, row in {metrics["model"]: metrics, **metrics["baselines"]}.items():
+        cells = (f"{row[m]:.4f} [{row[f'{m}_95'][0]:.4f}, {row[f'{m}_95'][1]:.4f}]" for m in METRICS)
+        lines.append(f"{name:<26}" + "".join(f"{cell:>26}" for cell in cells))
+    lines.append("AUC of the model minus each floor, paired:")
+    for name, row in metrics["baselines"].items():
+        gap = row["model_minus_this"]["auc"]
+        low, high = gap["interval_95"]
+        verdict = "outside its interval" if low > 0 or high < 0 else "within its interval"
+        lines.append(f"  {name:<24}{gap['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict}")
+    return "\n".join(lines)
+
+
+def save_predictions(prepared: Prepared, split: str, probability: Floats, path: Path) -> None:
+    """Write `row_id` and `probability` of a split's rows as Parquet."""
+    rows = prepared.rows.of(split)
+    pl.DataFrame({"row_id": prepared.rows.row_id[rows], "probability": probability}).write_parquet(path)
+
+
+def run(config: RunConfig, folder: Path, split: str) -> dict[str, Any]:
+    """Evaluate a run's fine-tuned model; writes its stage and gives the metrics."""
+    prepared = Prepared.load(folder / "prepared")
+    stage = start_stage(folder / "evaluate", config)
+    seed_everything(config)
+    model = load_matching(folder / "finetune", "finetune", config, prepared)
+    rows = prepared.rows.of(split)
+    probability = predict(model, prepared, rows)
+    floors = {name: floor(prepared, rows) for name, floor in FLOORS.items()}
+    metrics = evaluate(prepared, probability, floors, config.model.state, split)
+    write_json(stage / "metrics.json", metrics | {"fingerprint": fingerprint(model, prepared.transforms)})
+    save_predictions(prepared, split, probability, stage / f"predictions-{split}.parquet")
+    label = prepared.rows.label[rows]
+    curves = {config.model.state: probability, **floors}
+    plot_calibration(
+        {name: calibration_curve(label, chances) for name, chances in curves.items()},
+        stage / "calibration.png",
+        f"Calibration on {split} rows",
+    )
+    return metrics
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job."""
+    parser = job_parser(
+        "evaluate",
+        reads="the run's prepared/ and finetune/",
+        writes="evaluate/ with metrics.json, predictions-SPLIT.parquet, calibration.png",
+    )
+    parser.add_argument(
+        "--split", choices=SPLITS, default=TEST, help="the rows to evaluate on (default: test)"
+    )
+    arguments = parser.parse_args(argv)
+    config, folder = resolve(arguments)
+    print(format_table(run(config, folder, arguments.split)))
+    print(f"written to {folder / 'evaluate'}")
+    return 0

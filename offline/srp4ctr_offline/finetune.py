@@ -1,0 +1,139 @@
+"""`srp4ctr finetune`: the pre-trained path on click labels, then calibration on validation rows."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from tqdm import tqdm
+
+from srp4ctr.nn.model import Srp4Ctr
+from srp4ctr.nn.objectives import drop_to_unknown
+from srp4ctr_offline.batches import by_length, folded
+from srp4ctr_offline.checkpoint import load_matching, new_model, save_model
+from srp4ctr_offline.config import RunConfig
+from srp4ctr_offline.metrics import auc, calibration_curve
+from srp4ctr_offline.plots import plot_calibration, plot_losses
+from srp4ctr_offline.predict import predict, predict_logits
+from srp4ctr_offline.prepared import VALID, Ints, Prepared
+from srp4ctr_offline.pretrain import History, optimizer_for, write_metrics
+from srp4ctr_offline.run import job_parser, resolve, seed_everything, start_stage
+
+
+def finetune(config: RunConfig, prepared: Prepared, model: Srp4Ctr) -> History:
+    """Train `model` in place on the training rows; it ends with its best epoch's weights, calibrated."""
+    options = config.finetune
+    generator = seed_everything(config)
+    valid = prepared.rows.of(VALID)
+    label = prepared.rows.label[valid]
+    gentle = [*model.encoder.parameters(), *model.items.parameters()]
+    rest = [p for p in model.parameters() if not any(p is one for one in gentle)]
+    groups: list[dict[str, object]] = [{"params": gentle, "scale": options.encoder_rate}, {"params": rest}]
+    steps = -(
+        -len(folded(prepared, options.rows_per_history, np.random.default_rng(0))[0]) // options.batch_size
+    )
+    optimizer, schedule = optimizer_for(groups, options, options.epochs * (steps + 1))
+    history: History = []
+    best, best_weights = np.inf, model.state_dict()
+    progress = tqdm(range(options.epochs), desc="fine-tuning", unit="epoch")
+    for epoch in progress:
+        model.train()
+        rows, cuts = folded(prepared, options.rows_per_history, generator)
+        losses = []
+        for batch in by_length(prepared.lengths(cuts), options.batch_size, generator):
+            loss = _loss(model, prepared, rows[batch], cuts[batch], options.unknown_rate)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        logit = torch.from_numpy(predict_logits(model, prepared, valid))
+        valid_loss = float(F.binary_cross_entropy_with_logits(logit, torch.from_numpy(label).float()))
+        valid_auc = auc(label, logit.numpy().astype(np.float64))
+        history.append(
+            {"epoch": epoch + 1, "train": float(np.mean(losses)), "valid": valid_loss, "valid_auc": valid_auc}
+        )
+        progress.set_postfix(valid_logloss=f"{valid_loss:.4f}", valid_auc=f"{valid_auc:.4f}")
+        if valid_loss < best:
+            best = valid_loss
+            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(best_weights)
+    calibrate(model.eval(), prepared)
+    return history
+
+
+def _loss(model: Srp4Ctr, prepared: Prepared, rows_GR: Ints, cuts: Ints, unknown_rate: float) -> torch.Tensor:
+    table = prepared.rows
+    here_GR = rows_GR >= 0
+    rows_GR = np.where(here_GR, rows_GR, 0)
+    users = table.user[rows_GR[:, 0]]
+    items, behaviours, _ = prepared.histories(users, cuts)
+    item_id = slice(0, 1)
+    candidates_GRW = torch.from_numpy(prepared.items.codes[table.item[rows_GR]])
+    logit_GR = model(
+        drop_to_unknown(torch.from_numpy(items), unknown_rate, item_id),
+        torch.from_numpy(behaviours),
+        drop_to_unknown(torch.from_numpy(prepared.users.codes[users]), unknown_rate),
+        drop_to_unknown(candidates_GRW, unknown_rate, item_id),
+        drop_to_unknown(torch.from_numpy(table.contexts[rows_GR]), unknown_rate),
+    )
+    label_GR = torch.from_numpy(table.label[rows_GR]).float()
+    here = torch.from_numpy(here_GR)
+    return F.binary_cross_entropy_with_logits(logit_GR[here], label_GR[here])
+
+
+def calibrate(model: Srp4Ctr, prepared: Prepared) -> None:
+    """Fit the model's Platt scaling (Platt, 1999) on the validation rows."""
+    valid = prepared.rows.of(VALID)
+    logit = predict_logits(model, prepared, valid).astype(np.float64)[:, None]
+    fitted = LogisticRegression(C=np.inf).fit(logit, prepared.rows.label[valid])
+    model.calibration_scale.fill_(float(fitted.coef_[0, 0]))
+    model.calibration_bias.fill_(float(fitted.intercept_[0]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job."""
+    parser = job_parser(
+        "finetune",
+        reads="the run's prepared/ and pretrain/",
+        writes="finetune/ with model.pt, metrics.json, loss.png, calibration.png",
+    )
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="begin with fresh weights, without pre-training"
+    )
+    arguments = parser.parse_args(argv)
+    config, folder = resolve(arguments)
+    prepared = Prepared.load(folder / "prepared")
+    stage = start_stage(folder / "finetune", config)
+    began = time.monotonic()
+    if arguments.from_scratch:
+        seed_everything(config)
+        model = new_model(config, prepared)
+    else:
+        model = load_matching(folder / "pretrain", "pretrain", config, prepared)
+    history = finetune(config, prepared, model)
+    save_model(model, stage)
+    write_metrics(stage, history, time.monotonic() - began)
+    plot_losses(
+        [{k: v for k, v in row.items() if k != "valid_auc"} for row in history],
+        stage / "loss.png",
+        "Fine-tuning",
+    )
+    valid = prepared.rows.of(VALID)
+    curve = calibration_curve(prepared.rows.label[valid], predict(model, prepared, valid))
+    plot_calibration({"validation rows": curve}, stage / "calibration.png", "Calibration on validation rows")
+    for row in history:
+        print(
+            "  ".join(
+                f"{name} {value:.4f}" if name != "epoch" else f"epoch {value}" for name, value in row.items()
+            )
+        )
+    print(
+        f"calibration: sigmoid({float(model.calibration_scale):.4f} * logit + {float(model.calibration_bias):.4f})"
+    )
+    print(f"written to {stage}")
+    return 0

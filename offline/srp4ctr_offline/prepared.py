@@ -1,0 +1,140 @@
+"""What `prepare` leaves for the jobs after it: codes, histories and rows, memory-mapped."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srp4ctr.contract.errors import DataError
+from srp4ctr.contract.transforms import Transforms
+from srp4ctr.contract.vocabulary import PADDING, Codes, Texts
+from srp4ctr.runtime.bundle import ItemTable
+
+SPLITS = TRAIN, VALID, TEST = ("train", "valid", "test")
+
+Ints = NDArray[np.int64]
+
+
+class Histories(NamedTuple):
+    """B histories of L events, padded on the left: codes [B, L, W], and labels [B, L], -1 where there is none."""
+
+    items: Codes
+    behaviours: Codes
+    labels: NDArray[np.int8]
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """All events, sorted by user and then by order; user u's are `start[u]` to `start[u + 1]`."""
+
+    start: Ints
+    item: NDArray[np.int32]
+    behaviours: Codes
+    label: NDArray[np.int8]
+    time_ms: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The labelled rows, in the order of their table.
+
+    `user` and `item` are places in the users' and items' tables. A row may see the first `cut` events of its user.
+    """
+
+    row_id: Ints
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    cut: Ints
+    place: Ints
+    label: NDArray[np.int8]
+    split: NDArray[np.int8]
+    contexts: Codes
+
+    def of(self, split: str) -> Ints:
+        """Places of the rows of `train`, `valid` or `test`."""
+        return np.flatnonzero(self.split == SPLITS.index(split))
+
+
+@dataclass(frozen=True, eq=False)
+class Users:
+    """All users by sorted id, with their feature codes [U, W].
+
+    `train_events` [U] counts the leading events that belong to the training period.
+    """
+
+    ids: Texts
+    codes: Codes
+    train_events: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A prepared data set."""
+
+    transforms: Transforms
+    items: ItemTable
+    events: Events
+    rows: Rows
+    users: Users
+    report: dict[str, Any]
+
+    @property
+    def max_events(self) -> int:
+        """Latest events that a history keeps."""
+        return self.transforms.schema.max_events
+
+    def event_counts(self) -> Ints:
+        """Number of events [U] of each user."""
+        return np.diff(self.events.start)
+
+    def lengths(self, ends: Ints) -> Ints:
+        """Events that histories ending at `ends` keep."""
+        return np.minimum(ends, self.max_events)
+
+    def histories(self, users: NDArray[np.integer[Any]], ends: Ints) -> Histories:
+        """The latest events among each user's first `ends`; L is that of the longest, and at least 1."""
+        length = int(max(1, self.lengths(ends).max(initial=1)))
+        first = self.events.start[users][:, None]
+        index = first + ends[:, None] - length + np.arange(length)
+        padding = index < first
+        index = np.where(padding, 0, index)
+        if not len(self.events.item):
+            shape = (len(users), length)
+            widths = (self.items.codes.shape[1], self.events.behaviours.shape[1])
+            items, behaviours = (np.full((*shape, width), PADDING, np.int32) for width in widths)
+            return Histories(items, behaviours, np.full(shape, -1, np.int8))
+        items = np.where(padding[..., None], PADDING, self.items.codes[self.events.item[index]])
+        behaviours = np.where(padding[..., None], PADDING, self.events.behaviours[index])
+        return Histories(items, behaviours, np.where(padding, np.int8(-1), self.events.label[index]))
+
+    def save(self, folder: Path) -> None:
+        """Write everything below `folder`."""
+        self.transforms.save(folder)
+        self.items.save(folder / "items")
+        for name in ("events", "rows", "users"):
+            part = getattr(self, name)
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for field in dataclasses.fields(part):
+                np.save(folder / name / f"{field.name}.npy", getattr(part, field.name))
+        (folder / "report.json").write_text(json.dumps(self.report, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Memory-map what `save` wrote; DataError where it was not written."""
+        if not (folder / "report.json").exists():
+            raise DataError(f"{folder} holds no prepared data; run: srp4ctr prepare CONFIG")
+        parts = {
+            name: kind(
+                **{
+                    field.name: np.load(folder / name / f"{field.name}.npy", mmap_mode="r")
+                    for field in dataclasses.fields(kind)
+                }
+            )
+            for name, kind in (("events", Events), ("rows", Rows), ("users", Users))
+        }
+        report = json.loads((folder / "report.json").read_bytes())
+        return cls(Transforms.load(folder), ItemTable.load(folder / "items"), report=report, **parts)  # type: ignore[arg-type]

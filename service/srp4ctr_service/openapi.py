@@ -1,0 +1,89 @@
+"""The OpenAPI document. `python -m srp4ctr_service.openapi` prints it, for docs/openapi.json."""
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+
+from srp4ctr.contract.http_types import ModelInfo, Problem, Readiness, ScoreRequest, ScoreResponse
+from srp4ctr_service.problems import BY_ERROR, INTERNAL, MEDIA_TYPE
+
+_REFERENCE = "#/components/schemas/{model}"
+
+
+class PlainRoute(APIRoute):
+    """A documented route whose endpoint is called as it is, without FastAPI's injection and validation.
+
+    The endpoint takes the Request and returns a Response; its schemas are given as `responses` and `openapi_extra`.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The endpoint itself."""
+        return self.endpoint
+
+
+class DocumentedApp(FastAPI):
+    """An app whose document has the schemas that plain routes refer to."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document."""
+        document = super().openapi()
+        models: tuple[tuple[type[BaseModel], JsonSchemaMode], ...] = (
+            (ScoreRequest, "validation"),
+            (ScoreResponse, "serialization"),
+            (ModelInfo, "serialization"),
+            (Readiness, "serialization"),
+            (Problem, "serialization"),
+        )
+        _, found = models_json_schema(models, ref_template=_REFERENCE)
+        document.setdefault("components", {})["schemas"] = found["$defs"]
+        return document
+
+
+def answers(
+    model: type[BaseModel] | None = None, media_type: str = "application/json", problems: tuple[int, ...] = ()
+) -> dict[int | str, dict[str, Any]]:
+    """Responses of a plain route: 200 with the model's schema, and the problems with these statuses."""
+    kinds = [INTERNAL, *(kind for _, kind in BY_ERROR)]
+    schema = {"type": "string"} if model is None else {"$ref": _REFERENCE.format(model=model.__name__)}
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {"description": "OK", "content": {media_type: {"schema": schema}}}
+    }
+    for status in problems:
+        title = next(kind.title for kind in kinds if kind.status == status)
+        content = {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model=Problem.__name__)}}}
+        responses[status] = {"description": title, "content": content}
+    return responses
+
+
+SCORE_REQUEST = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": _REFERENCE.format(model=ScoreRequest.__name__)},
+                "example": {"user_id": "196", "item_ids": ["242", "302", "377"], "deadline_ms": 100},
+            }
+        },
+    }
+}
+"""What POST /score takes, with an example that every model can score."""
+
+
+def main() -> None:
+    """Print the document of an app with default settings."""
+    from srp4ctr_service.app import create_app
+    from srp4ctr_service.settings import Settings
+
+    app = create_app(Settings(), "redis://localhost")
+    print(json.dumps(app.openapi(), indent=1, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()

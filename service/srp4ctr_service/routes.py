@@ -1,0 +1,114 @@
+"""The HTTP paths."""
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from srp4ctr.contract.errors import NoActiveModel, StoreUnavailable
+from srp4ctr.contract.http_types import (
+    MAX_ID_LENGTH,
+    ContextFeature,
+    Dependency,
+    Limits,
+    ModelInfo,
+    Readiness,
+    ScoreResponse,
+)
+from srp4ctr.contract.transforms import CONTEXT
+from srp4ctr.runtime.redis_client import shown
+from srp4ctr_service.bodies import parse_score_request, read_body
+from srp4ctr_service.openapi import SCORE_REQUEST, PlainRoute, answers
+from srp4ctr_service.parts import Parts
+from srp4ctr_service.request_scope import RequestInfo
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def score(request: Request) -> Response:
+    """Score candidates for one user: calibrated click probabilities, aligned with `item_ids`.
+
+    Unknown users and items are scored, and flagged. While Redis is away, users are scored as cold ones, and
+    `degraded` says so.
+    """
+    parts = Parts.of(request)
+    body = await read_body(request, parts.settings)
+    parsed = parse_score_request(body, parts.settings.max_candidates)
+    return _json(await parts.scoring.answer(parsed, RequestInfo.of(request)))
+
+
+async def model(request: Request) -> Response:
+    """The model that scores now: its version, the context features it takes, its measured quality."""
+    parts = Parts.of(request)
+    bundle = parts.versions.current().bundle
+    manifest = bundle.manifest
+    info = ModelInfo(
+        version=manifest.version,
+        name=manifest.name,
+        fingerprint=manifest.fingerprint,
+        created_at=manifest.created_at,
+        items=manifest.items,
+        state=manifest.state.kind,
+        context_features=[
+            ContextFeature.model_validate({"name": feature.name, "type": feature.type})
+            for feature in bundle.transforms.features(CONTEXT)
+        ],
+        limits=Limits(
+            max_candidates=parts.settings.max_candidates,
+            max_body_bytes=parts.settings.max_body_bytes,
+            max_id_length=MAX_ID_LENGTH,
+            default_deadline_ms=parts.settings.deadline_ms,
+        ),
+        metrics=manifest.metrics,
+    )
+    return _json(info)
+
+
+async def livez(request: Request) -> Response:  # noqa: ARG001 -- every route takes the request
+    """Whether the process answers at all."""
+    return _json(b'{"live":true}')
+
+
+async def readyz(request: Request) -> Response:
+    """Whether requests can be answered: 200 once a model is loaded, with each dependency by name."""
+    parts = Parts.of(request)
+    where = shown(parts.redis_url)
+    try:
+        await parts.store.ping(parts.settings.redis_connect_timeout_ms / 1000)
+        redis = Dependency(status="ok", detail=where)
+    except StoreUnavailable as error:
+        redis = Dependency(status="degraded", detail=f"{where}: {error}")
+    try:
+        loaded = Dependency(status="ok", detail=parts.versions.current().version)
+        if parts.versions.trouble is not None:
+            loaded = Dependency(status="degraded", detail=f"{loaded.detail}; {parts.versions.trouble}")
+        ready = True
+    except NoActiveModel as error:
+        loaded = Dependency(status="missing", detail=str(error))
+        ready = False
+    readiness = Readiness(ready=ready, dependencies={"model": loaded, "redis": redis})
+    return _json(readiness, 200 if ready else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(Parts.of(request).telemetry.text(), media_type=METRICS_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Add all paths to the app."""
+    app.router.route_class = PlainRoute
+    add = app.router.add_api_route
+    scored = answers(ScoreResponse, problems=(400, 408, 413, 422, 500, 503))
+    ready = answers(Readiness)
+    ready[503] = ready[200] | {"description": "Not ready"}
+    add("/score", score, methods=["POST"], responses=scored, openapi_extra=SCORE_REQUEST)
+    add("/model", model, methods=["GET"], responses=answers(ModelInfo, problems=(503,)))
+    add("/livez", livez, methods=["GET"])
+    add("/readyz", readyz, methods=["GET"], responses=ready)
+    add("/metrics", metrics, methods=["GET"], responses=answers(media_type="text/plain"))
+
+
+def _json(body: bytes | BaseModel, status: int = 200) -> Response:
+    content = body if isinstance(body, bytes) else body.model_dump_json()
+    return Response(content, status, media_type="application/json")

@@ -1,0 +1,98 @@
+"""`srp4ctr serve`: run the service, and a Redis of its own where none is configured."""
+
+import argparse
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from srp4ctr.contract.errors import ConfigError
+from srp4ctr.runtime.local_redis import LocalRedis
+from srp4ctr.runtime.redis_client import shown
+from srp4ctr.runtime.redis_supervisor import Supervisor
+from srp4ctr.runtime.settings import read_settings
+from srp4ctr_service import logs
+from srp4ctr_service.app import create_app
+from srp4ctr_service.settings import Settings
+
+log = structlog.get_logger()
+
+BACKLOG = 2048
+
+DESCRIPTION = """\
+Answer POST /score until Ctrl-C.
+
+Reads the active version and user states from Redis, and that version's bundle below var/bundles; follows when another
+version is activated. Writes JSON log lines to standard output. Without SRP4CTR_REDIS_URL it starts a redis-server of
+its own, with its data under var/redis, and restarts it when it dies.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until SIGINT or SIGTERM; 0 after an orderly stop. Raises ConfigError where it cannot listen."""
+    parser = argparse.ArgumentParser(
+        prog="srp4ctr serve", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("host", "port", "log_level"):
+        field = Settings.model_fields[name]
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            help=f"{field.description} (SRP4CTR_{name.upper()}; {field.default})",
+        )
+    arguments = parser.parse_args(argv)
+    settings = read_settings(Settings, **vars(arguments))
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(settings))
+        logs.configure(settings.log_level)
+        url = settings.redis_url or stack.enter_context(Supervisor(LocalRedis(settings)))
+        server = make_server(create_app(settings, url), settings)
+        host, port = listener.getsockname()[:2]
+        log.info("serving", address=f"http://{host}:{port}", redis=shown(url), var_dir=str(settings.var_dir))
+        with _signals_end_only_the_server():
+            server.run(sockets=[listener])
+    return 0
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens at the configured address."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {settings.host}:{settings.port}: {error.strerror}; "
+            "choose another SRP4CTR_HOST or SRP4CTR_PORT"
+        ) from error
+
+
+def make_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+    """A uvicorn server for the app; request lines are logged by the app itself."""
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.graceful_stop_s,
+    )
+    return uvicorn.Server(config)
+
+
+@contextlib.contextmanager
+def _signals_end_only_the_server() -> Iterator[None]:
+    # uvicorn raises the signal that stopped it once more when it is done, which by default would end this process
+    # before it has stopped its Redis.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

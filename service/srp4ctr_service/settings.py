@@ -1,0 +1,47 @@
+"""Everything about the service that an operator may change."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from srp4ctr.contract.http_types import MAX_CANDIDATES
+from srp4ctr.runtime.settings import StoreSettings
+
+
+class Settings(StoreSettings):
+    """The service's settings, read once from `SRP4CTR_...` variables by `srp4ctr serve`."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen at")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen at; 0 takes a free one")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level of log lines; info has one line a request"
+    )
+
+    max_candidates: int = Field(
+        default=2000, ge=1, le=MAX_CANDIDATES, description="most item_ids that a request may have"
+    )
+    max_body_bytes: int = Field(default=1 << 20, gt=0, description="largest body taken, bytes")
+    body_timeout_ms: int = Field(default=5000, gt=0, description="limit for a body to arrive, milliseconds")
+    deadline_ms: float = Field(
+        default=500, gt=0, description="time for the whole answer where the request gives none, milliseconds"
+    )
+
+    redis_score_timeout_ms: int = Field(
+        default=25, gt=0, description="limit for reading a user's state while scoring, milliseconds"
+    )
+    redis_probe_every_ms: int = Field(
+        default=200,
+        gt=0,
+        description="while Redis is lost, only one request in this time tries it; the others do not wait",
+    )
+    stale_after_s: float = Field(
+        default=86_400, gt=0, description="a user's state that is older is used, and called stale; seconds"
+    )
+    version_poll_ms: int = Field(
+        default=1000, gt=0, description="time between two looks at the active version, milliseconds"
+    )
+
+    onnx_threads: int = Field(default=1, ge=1, description="threads of one ONNX Runtime call")
+    graceful_stop_s: int = Field(
+        default=10, ge=0, description="time that running requests get to end when the service stops, seconds"
+    )

@@ -1,0 +1,120 @@
+"""Follows the active version in Redis and has its model loaded."""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+
+from srp4ctr.contract.errors import BundleError, NoActiveModel, Srp4ctrError, StoreError
+from srp4ctr.runtime.state_store import Active, AsyncStateStore
+from srp4ctr_service.model import ServedModel
+from srp4ctr_service.settings import Settings
+from srp4ctr_service.telemetry import Telemetry
+
+log = structlog.get_logger()
+
+# A version becomes a path, so it must be the name of a folder and nothing else.
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_RETRY_S = 30.0
+
+
+class Versions:
+    """Holds the model to score with: one reference, switched in one step."""
+
+    def __init__(self, settings: Settings, store: AsyncStateStore, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._store = store
+        self._telemetry = telemetry
+        self._model: ServedModel | None = None
+        self._refused: Active | None = None
+        self._retry_s = 0.0
+        self._retry_at = 0.0
+        self.trouble: str | None = "the active version has not been looked up yet"
+        """Why the model is not the active one; None where it is."""
+
+    def current(self) -> ServedModel:
+        """The model to score with; raises NoActiveModel until the first one is loaded."""
+        if self._model is None:
+            raise NoActiveModel(f"no model is loaded: {self.trouble}")
+        return self._model
+
+    @contextlib.asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """Follow the active version while entered; the first look is over on entering."""
+        await self._look()
+        task = asyncio.create_task(self._follow(), name="follow-active-version")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.version_poll_ms / 1000)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Load what is active now unless it is loaded; whatever fails leaves the current model in place."""
+        try:
+            active = await self._store.active(self._settings.redis_read_timeout_ms / 1000)
+        except StoreError as error:
+            # The model in place goes on; without Redis nothing can have been activated.
+            if self._model is None:
+                self._say(str(error))
+            return
+        if active is None:
+            if self._model is None:
+                self._say("no version has been activated; run: srp4ctr activate")
+            return
+        if self._model is not None and self._model.bundle.manifest.fingerprint == active.fingerprint:
+            self.trouble = None
+            return
+        if active == self._refused and time.monotonic() < self._retry_at:
+            return
+        await self._load(active)
+
+    async def _load(self, active: Active) -> None:
+        try:
+            # Reading and hashing a bundle takes seconds; requests are answered meanwhile.
+            model = await asyncio.to_thread(_open, self._settings, active)
+        except Srp4ctrError as error:
+            self._say(str(error))
+            self._retry_s = min(2 * self._retry_s or 1.0, MAX_RETRY_S) if active == self._refused else 1.0
+            self._retry_at = time.monotonic() + self._retry_s
+            self._refused = active
+            self._telemetry.version_loads["failed"].inc()
+            return
+        self._model = model
+        self._refused = None
+        self.trouble = None
+        self._telemetry.serve_version(model.version)
+        self._telemetry.version_loads["loaded"].inc()
+        log.info("model_loaded", version=model.version, fingerprint=active.fingerprint)
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            log.warning("model_not_loaded", reason=trouble, serving=self._model and self._model.version)
+        self.trouble = trouble
+
+
+def _open(settings: Settings, active: Active) -> ServedModel:
+    if not _VERSION.fullmatch(active.version):
+        raise BundleError(f"{active.version!r} is active, and is not the name of a bundle")
+    try:
+        model = ServedModel.load(settings.bundles_dir / active.version, settings.onnx_threads)
+    except Srp4ctrError:
+        raise
+    except Exception as error:
+        # Whatever a damaged bundle makes ONNX Runtime or numpy raise must not end the loop that would mend it.
+        raise BundleError(f"the bundle {active.version} cannot be loaded: {error}") from error
+    if model.bundle.manifest.fingerprint != active.fingerprint:
+        raise BundleError(
+            f"{active.version} is active with the fingerprint {active.fingerprint[:12]}, and the bundle here has "
+            f"{model.bundle.manifest.fingerprint[:12]}; copy the right one here, or publish and activate this one"
+        )
+    return model

@@ -1,0 +1,228 @@
+"""The jobs as a person runs them: by command, on a small real run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from srp4ctr.cli import main as cli
+from srp4ctr.contract.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    ExportMismatch,
+    StoreError,
+    VersionIncomplete,
+)
+from srp4ctr.contract.keys import Keys
+from srp4ctr.nn.export import EncoderGraph, ScorerGraph, export_graph
+from srp4ctr.runtime.bundle import Bundle, find_bundle
+from srp4ctr.runtime.redis_client import connect
+from srp4ctr.runtime.settings import StoreSettings
+from srp4ctr.runtime.state_store import StateStore
+from srp4ctr_offline.batches import folded, windows
+from srp4ctr_offline.checkpoint import fingerprint, load_matching, load_model, new_model
+from srp4ctr_offline.config import load_config
+from srp4ctr_offline.export import compare, export
+from srp4ctr_offline.finetune import finetune
+from srp4ctr_offline.metrics import auc
+from srp4ctr_offline.predict import predict
+from srp4ctr_offline.pretrain import pretrain
+from srp4ctr_offline.publish import publish
+
+
+@pytest.fixture
+def store(redis_server) -> StateStore:
+    """An empty store."""
+    return StateStore(connect(StoreSettings(), redis_server.url), Keys())
+
+
+def test_training_repeats(tiny) -> None:
+    """The same configuration and seed give the same weights, bit by bit, and another seed gives others."""
+    marks = []
+    for seed in (3, 3, 4):
+        config = tiny.config.model_copy(update={"seed": seed})
+        model, _ = pretrain(config, tiny.prepared)
+        finetune(config, tiny.prepared, model)
+        marks.append(fingerprint(model, tiny.prepared.transforms))
+    assert marks[0] == marks[1] == tiny.bundle.manifest.fingerprint
+    assert marks[2] != marks[0]
+
+
+def test_training_learns(tiny) -> None:
+    """Losses fall, and the trained model ranks test rows better than a fresh one and better than chance."""
+    losses = json.loads((tiny.run / "finetune" / "metrics.json").read_bytes())["epochs"]
+    assert losses[-1]["train"] < losses[0]["train"]
+    rows = tiny.prepared.rows.of("test")
+    label = tiny.prepared.rows.label[rows]
+    torch.manual_seed(0)
+    fresh = auc(label, predict(new_model(tiny.config, tiny.prepared).eval(), tiny.prepared, rows))
+    trained = auc(label, predict(load_model(tiny.run / "finetune", "finetune"), tiny.prepared, rows))
+    assert trained > max(fresh, 0.5) + 0.02
+
+
+def test_calibration_makes_the_mean_right(tiny) -> None:
+    """On the rows that it was fitted on, the calibrated mean prediction is the click rate."""
+    rows = tiny.prepared.rows.of("valid")
+    chances = predict(load_model(tiny.run / "finetune", "finetune"), tiny.prepared, rows)
+    assert chances.mean() == pytest.approx(tiny.prepared.rows.label[rows].mean(), abs=1e-3)
+
+
+def test_windows_hold_every_training_event(tiny) -> None:
+    """Each epoch shows every training event, and none that is not."""
+    prepared = tiny.prepared
+    for seed in range(5):
+        users, ends = windows(prepared, np.random.default_rng(seed))
+        seen = [np.zeros(count, bool) for count in prepared.event_counts()]
+        for user, end in zip(users, ends, strict=True):
+            seen[user][max(0, end - prepared.max_events) : end] = True
+        for user, events in enumerate(seen):
+            assert events.sum() == events[: prepared.users.train_events[user]].sum()
+            assert events[: prepared.users.train_events[user]].all()
+
+
+def test_folded_rows_share_a_history_that_none_is_in(tiny) -> None:
+    """Each training row is in one group; its group's history ends at or before the row's own."""
+    prepared = tiny.prepared
+    for seed in range(5):
+        groups, cuts = folded(prepared, 6, np.random.default_rng(seed))
+        rows = groups[groups >= 0]
+        assert sorted(rows.tolist()) == prepared.rows.of("train").tolist()
+        for group, cut in zip(groups, cuts, strict=True):
+            members = group[group >= 0]
+            assert len(set(prepared.rows.user[members].tolist())) == 1
+            assert (prepared.rows.cut[members] >= cut).all()
+            assert prepared.rows.cut[members[0]] == cut
+
+
+def test_run_folder_tells_the_whole_story(tiny) -> None:
+    """Each stage leaves its resolved configuration, its metrics and its pictures."""
+    for stage, files in {
+        "pretrain": ["model.pt", "loss.png"],
+        "finetune": ["model.pt", "loss.png", "calibration.png"],
+        "evaluate": ["predictions-test.parquet", "calibration.png"],
+    }.items():
+        for name in ("config.json", "metrics.json", *files):
+            assert (tiny.run / stage / name).stat().st_size > 0, (stage, name)
+        resolved = json.loads((tiny.run / stage / "config.json").read_bytes())
+        assert resolved["model"]["query_tokens"] == 4
+        assert resolved["finetune"]["rows_per_history"] == 16
+    metrics = json.loads((tiny.run / "evaluate" / "metrics.json").read_bytes())
+    assert set(metrics["baselines"]) == {"item_popularity", "item_mean_user_residual", "logistic_regression"}
+
+
+def test_bundle_is_sealed(tiny, tmp_path) -> None:
+    """Exporting the same model again gives the same bundle; a bundle with a changed or lost file is refused."""
+    assert export(tiny.config, tiny.run, tiny.bundles).manifest == tiny.bundle.manifest
+    assert [path.name for path in tiny.bundles.iterdir()] == [tiny.bundle.manifest.version]
+    again = export(tiny.config, tiny.run, tmp_path)
+    assert again.manifest.fingerprint == tiny.bundle.manifest.fingerprint
+    assert again.manifest.metrics["test_auc"] > 0.5
+    table = again.folder / "items" / "codes.npy"
+    table.write_bytes(table.read_bytes()[:-1] + b"\7")
+    with pytest.raises(BundleError, match=r"codes\.npy is not the file that was exported"):
+        Bundle.open(again.folder)
+    table.unlink()
+    with pytest.raises(BundleError, match=r"items/codes\.npy is missing"):
+        Bundle.open(again.folder)
+    assert export(tiny.config, tiny.run, tmp_path).folder == again.folder
+    with pytest.raises(BundleError, match=f"there are: {again.manifest.version}"):
+        find_bundle("nothing", tmp_path)
+
+
+def test_export_refuses_a_graph_that_computes_something_else(tiny, tmp_path) -> None:
+    """Graphs of other weights than the model's are noticed before a bundle is made of them."""
+    model = load_model(tiny.run / "finetune", "finetune")
+    encoder, scorer = EncoderGraph(model), ScorerGraph(model)
+    export_graph(encoder, tmp_path / "encoder.onnx")
+    export_graph(scorer, tmp_path / "scorer.onnx")
+    assert compare(tiny.prepared, encoder, scorer, tmp_path).scorer_max_abs < 2e-5
+    with torch.no_grad():
+        model.tower[0].weight.mul_(1.05)
+    with pytest.raises(ExportMismatch, match="probability differs from torch"):
+        compare(tiny.prepared, encoder, scorer, tmp_path)
+
+
+def test_publish_may_be_rerun_and_activate_waits_for_it(tiny, store) -> None:
+    """A version is refused until all its states are there; publishing again leaves them as they were."""
+    manifest = tiny.bundle.manifest
+    with pytest.raises(VersionIncomplete, match="srp4ctr publish"):
+        store.activate(manifest.version, manifest.fingerprint)
+    first = publish(tiny.bundle, tiny.prepared, store)
+    states = store.get_many(manifest.version, tiny.user_ids)
+    second = publish(tiny.bundle, tiny.prepared, store)
+    assert first == second
+    assert first.users == first.verified == len(tiny.user_ids)
+    for before, after in zip(states, store.get_many(manifest.version, tiny.user_ids), strict=True):
+        # All but created_at_ms and the checksum over it.
+        assert before[:24] + before[32:52] + before[56:] == after[:24] + after[32:52] + after[56:]
+    assert store.activate(manifest.version, manifest.fingerprint).version == manifest.version
+
+
+def test_publish_notices_lost_states(tiny, store) -> None:
+    """States that Redis does not keep are noticed, and the version is not declared published."""
+
+    class Forgetful(StateStore):
+        """A store whose Redis evicts what it has just taken."""
+
+        def put_many(self, version, states):
+            """Write, and lose one."""
+            states = list(states)
+            super().put_many(version, states)
+            self._client.delete(self._keys.state(version, states[0][0]))
+            return len(states)
+
+    forgetful = Forgetful(store._client, Keys())  # noqa: SLF001 -- the same Redis
+    with pytest.raises(StoreError, match="read back"):
+        publish(tiny.bundle, tiny.prepared, forgetful)
+    assert store.published(tiny.bundle.manifest.version) is None
+
+
+def test_jobs_out_of_order_say_what_to_run(tiny, tmp_path, capsys) -> None:
+    """A job whose input is missing ends with exit code 1 and the command that makes the input."""
+    for job, missing in (
+        ("pretrain", "prepare"),
+        ("finetune", "prepare"),
+        ("evaluate", "prepare"),
+        ("export", "prepare"),
+    ):
+        assert cli([job, str(tiny.config_path), "--run", str(tmp_path)]) == 1
+        assert f"srp4ctr {missing} CONFIG" in capsys.readouterr().err
+    (tmp_path / "prepared").symlink_to(tiny.run / "prepared")
+    for job, missing in (("finetune", "pretrain"), ("evaluate", "finetune"), ("export", "finetune")):
+        assert cli([job, str(tiny.config_path), "--run", str(tmp_path)]) == 1
+        assert f"srp4ctr {missing} CONFIG" in capsys.readouterr().err
+
+
+def test_changed_sizes_are_noticed(tiny) -> None:
+    """A model of another [model] section is refused rather than loaded wrongly."""
+    sizes = tiny.config.model.model_copy(update={"width": 32})
+    with pytest.raises(DataError, match="run srp4ctr finetune CONFIG again"):
+        load_matching(
+            tiny.run / "finetune", "finetune", tiny.config.model_copy(update={"model": sizes}), tiny.prepared
+        )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "tiny"', 'nome = "tiny"', "nome: Extra inputs"),
+        ("seed = 3", 'seed = "x"', "seed: "),
+        ("width = 16", "width = 15", r"model: .*heads = 2 does not divide width = 15"),
+        ("epochs = 3", "epochs = 0", r"pretrain\.epochs"),
+        ("epochs = 3", "epoch = 3", r"pretrain\.epoch: Extra inputs"),
+        ("buckets = 6", "bucket = 6", r"schema\.item_attributes\[3\]"),
+        ('rule = "column"', 'rule = "by_moon"', "split"),
+        ('rule = "column"', 'rule = "per_user"\ntrain = 0.9', "leaves no test rows"),
+        ("seed = 3", "seed = ", "is not TOML"),
+    ],
+)
+def test_wrong_configurations_name_the_key(tiny, tmp_path, old, new, message) -> None:
+    """An unknown key or an impossible value is an error that names the key."""
+    path = tmp_path / "wrong.toml"
+    text = tiny.config_path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)

@@ -1,0 +1,266 @@
+"""Tables to histories: what a row may see, and what the vocabularies may know."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from srp4ctr.contract.errors import DataError
+from srp4ctr.contract.vocabulary import UNKNOWN
+from srp4ctr_offline.config import RunConfig
+from srp4ctr_offline.prepare import prepare
+from srp4ctr_offline.prepared import Prepared
+
+COLUMN = {"rule": "column"}
+
+
+def write_tables(folder: Path, rows: pl.DataFrame, events: pl.DataFrame | None = None) -> None:
+    """Write canonical tables; items and users are those that the rows and events name."""
+    named = rows if events is None else pl.concat([rows, events], how="diagonal_relaxed")
+    rows.write_parquet(folder / "rows.parquet")
+    if events is not None:
+        events.write_parquet(folder / "events.parquet")
+    items = named.select(pl.col("item_id").unique().sort())
+    items.with_columns(genre=pl.col("item_id").cast(pl.String).str.slice(0, 1)).write_parquet(
+        folder / "items.parquet"
+    )
+    users = named.select(pl.col("user_id").unique().sort())
+    users.with_columns(age=pl.int_range(pl.len()) + 20).write_parquet(folder / "users.parquet")
+
+
+def config_for(folder: Path, *, one_file: bool = False, split: dict | None = None, **schema) -> RunConfig:
+    """A configuration for such tables."""
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "tables": {"folder": folder, "events": "rows.parquet" if one_file else "events.parquet"},
+            "schema": {
+                "max_events": 4,
+                "item_attributes": [{"name": "genre", "type": "categorical"}],
+                "behaviour_features": [{"name": "rating", "type": "categorical"}],
+                "user_features": [{"name": "age", "type": "numeric", "buckets": 3}],
+            }
+            | schema,
+            "split": split or COLUMN,
+        }
+    )
+
+
+def history_of(prepared: Prepared, row: int) -> list[str]:
+    """Item ids that a row's history shows, oldest first."""
+    table = prepared.rows
+    start = prepared.events.start[table.user[row]]
+    end = start + table.cut[row]
+    places = prepared.events.item[max(start, end - prepared.max_events) : end] - 1
+    return [prepared.items.ids.values[place].decode() for place in places]
+
+
+def table(**columns) -> pl.DataFrame:
+    """A table with ratings, where none are given."""
+    frame = pl.DataFrame(columns)
+    return frame if "rating" in frame.columns else frame.with_columns(rating=pl.lit(3))
+
+
+def test_a_history_is_what_came_before(tmp_path) -> None:
+    """A row sees the user's events of lesser order, the latest max_events of them, and nobody else's."""
+    events = table(
+        user_id=["u"] * 6 + ["v"],
+        item_id=["e1", "e5", "e2", "e3", "e4", "e6", "x"],
+        order=[1, 5, 2, 3, 4, 6, 0],
+    )
+    rows = table(
+        user_id=["u"] * 4,
+        item_id=["a"] * 4,
+        order=[1, 3, 6, 9],
+        label=[0, 1, 0, 1],
+        split=["train", "train", "valid", "test"],
+    )
+    write_tables(tmp_path, rows, events)
+    prepared = prepare(config_for(tmp_path))
+    assert [history_of(prepared, row) for row in range(4)] == [
+        [],
+        ["e1", "e2"],
+        ["e2", "e3", "e4", "e5"],
+        ["e3", "e4", "e5", "e6"],
+    ]
+
+
+def test_rows_that_are_events_see_the_rows_before_them(tmp_path) -> None:
+    """In one file each row is an event; ties keep the order of the file, and a row never sees itself."""
+    rows = table(
+        user_id=[7, 8, 7, 7, 7, 8],
+        item_id=[10, 99, 11, 12, 13, 98],
+        order=[2, 0, 1, 2, 2, 0],
+        label=[1, 0, 1, 0, 1, 1],
+        split=["train", "train", "train", "valid", "test", "train"],
+        rating=[5, 1, 4, 2, 4, 5],
+    )
+    write_tables(tmp_path, rows)
+    prepared = prepare(config_for(tmp_path, one_file=True))
+    assert [history_of(prepared, row) for row in range(6)] == [
+        ["11"],
+        [],
+        [],
+        ["11", "10"],
+        ["11", "10", "12"],
+        ["99"],
+    ]
+
+
+def test_a_planted_future_event_cannot_be_seen(tmp_path, tiny) -> None:
+    """Events after a row, or after the training period, change neither that row's input nor what training sees."""
+    source = tiny.config.tables.folder
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("rows", "items", "users", "events"):
+        (folder / f"{name}.parquet").write_bytes((source / f"{name}.parquet").read_bytes())
+    events = pl.read_parquet(folder / "events.parquet")
+    rows = pl.read_parquet(folder / "rows.parquet")
+    row = rows.with_row_index("at").filter(split="valid").sort("order").row(-1, named=True)
+    planted = events.head(1).with_columns(
+        user_id=pl.lit(row["user_id"]),
+        item_id=pl.lit("from-the-future"),
+        order=pl.lit(row["order"] + 1).cast(events.schema["order"]),
+        event_type=pl.lit("from-the-future"),
+    )
+    pl.concat([planted, events]).write_parquet(folder / "events.parquet")
+    tables = tiny.config.tables.model_copy(update={"folder": folder})
+    spoilt = prepare(tiny.config.model_copy(update={"tables": tables}))
+    clean = tiny.prepared
+    assert spoilt.transforms.digest() == clean.transforms.digest()
+    for part in ("train", "valid"):
+        earlier = rows["order"].to_numpy() <= row["order"]
+        at = np.intersect1d(clean.rows.of(part), np.flatnonzero(earlier))
+        users = clean.rows.user[at]
+        mine, theirs = (p.histories(users, p.rows.cut[at]) for p in (clean, spoilt))
+        for one, other in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(spoilt.users.train_events, clean.users.train_events)
+    # The planted event is not simply lost: a row after it would see it.
+    user = int(np.searchsorted(spoilt.users.ids, row["user_id"].encode()))
+    grown = spoilt.event_counts() - clean.event_counts()
+    assert grown[user] == 1
+    assert grown.sum() == 1
+
+
+def test_vocabularies_know_training_alone(tmp_path) -> None:
+    """Values that occur only in validation or test rows, or in events after training, are unknown."""
+    events = table(user_id=["u"] * 3, item_id=["a", "b", "c"], order=[1, 2, 30], rating=[1, 2, 5])
+    rows = table(
+        user_id=["u", "u", "u", "w"],
+        item_id=["a", "a", "d", "d"],
+        order=[10, 20, 30, 40],
+        label=[0, 1, 0, 1],
+        split=["train", "train", "valid", "test"],
+        hour=[1, 2, 3, 4],
+    )
+    write_tables(tmp_path, rows, events)
+    prepared = prepare(config_for(tmp_path, context_features=[{"name": "hour", "type": "categorical"}]))
+    known = {key: vocabulary.values.tolist() for key, vocabulary in prepared.transforms.vocabularies.items()}
+    assert known == {
+        "item.id": [b"a", b"b"],
+        "item.genre": [b"a", b"b"],
+        "behaviour.rating": [b"1", b"2"],
+        "context.hour": [b"1", b"2"],
+    }
+    assert prepared.rows.contexts[2:, 0].tolist() == [UNKNOWN, UNKNOWN]
+    assert prepared.users.train_events.tolist() == [2, 0]
+
+
+def test_items_outside_the_vocabulary_keep_their_attributes(tmp_path) -> None:
+    """A catalogue item that training never saw has the unknown id and its own, known attributes."""
+    rows = table(
+        user_id=[1, 1, 1],
+        item_id=["a1", "a2", "a3"],
+        order=[1, 2, 3],
+        label=[1, 0, 1],
+        split=["train", "valid", "test"],
+    )
+    write_tables(tmp_path, rows)
+    prepared = prepare(config_for(tmp_path, one_file=True))
+    assert prepared.items.codes.tolist() == [[1, 1], [2, 2], [1, 2], [1, 2]]
+    assert prepared.items.prior[2] == prepared.items.prior[0] == prepared.rows.label[0]
+
+
+def test_per_user_split(tmp_path) -> None:
+    """Each user's first rows train, the next validate, the rest test, by the floor of the parts."""
+    rows = table(
+        user_id=["u"] * 15 + ["v"] * 10,
+        item_id=list(range(25)),
+        order=list(range(15))[::-1] + list(range(10)),
+        label=[0, 1] * 12 + [1],
+    )
+    write_tables(tmp_path, rows)
+    prepared = prepare(
+        config_for(tmp_path, one_file=True, split={"rule": "per_user", "train": 0.8, "valid": 0.1})
+    )
+    assert prepared.rows.split[:15][::-1].tolist() == [0] * 12 + [1] + [2] * 2
+    assert prepared.rows.split[15:].tolist() == [0] * 8 + [1] + [2]
+
+
+def test_global_split(tmp_path) -> None:
+    """One clock for all: no test row is earlier than a training row."""
+    rows = table(user_id=[1, 2] * 10, item_id=list(range(20)), order=list(range(20))[::-1], label=[0, 1] * 10)
+    write_tables(tmp_path, rows)
+    prepared = prepare(
+        config_for(tmp_path, one_file=True, split={"rule": "global", "train": 0.5, "valid": 0.25})
+    )
+    assert prepared.rows.split[::-1].tolist() == [0] * 10 + [1] * 5 + [2] * 5
+
+
+GOOD = {
+    "user_id": ["u", "u", "u"],
+    "item_id": ["a", "b", "c"],
+    "order": [1, 2, 3],
+    "label": [0, 1, 0],
+    "split": ["train", "valid", "test"],
+    "rating": [1, 2, 3],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": [0, 2, 0]}, r"rows\.label: a label must be 0 or 1, and 1 are not"),
+        ({"label": [0, None, 0]}, r"rows\.label"),
+        ({"order": [1, None, 3]}, r"rows\.order|events\.order: 1 rows have no order"),
+        ({"order": ["1", "2", "3"]}, r"order is String"),
+        ({"split": ["train", "train", "test"]}, "no valid rows"),
+        (
+            {"split": ["train", "val", "test"]},
+            r"rows\.split: must be one of train, valid, test; 1 are not, such as 'val'",
+        ),
+        ({"user_id": ["u", None, "u"]}, "1 rows have no id"),
+        ({"rating": [1.5, 2.0, 3.0]}, r"rating is Float64; a categorical column must hold"),
+        ({"rating": None}, r"lacks the column 'rating'"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tmp_path, change, message) -> None:
+    """A table that breaks the schema is an error that names the table, the column and what is wrong."""
+    columns = {name: values for name, values in (GOOD | change).items() if values is not None}
+    rows = pl.DataFrame(columns)
+    write_tables(tmp_path, rows)
+    with pytest.raises(DataError, match=message):
+        prepare(config_for(tmp_path, one_file=True))
+
+
+def test_items_must_be_unique(tmp_path) -> None:
+    """Two rows for one item are an error: which of them would be true?"""
+    write_tables(tmp_path, pl.DataFrame(GOOD))
+    items = pl.read_parquet(tmp_path / "items.parquet")
+    pl.concat([items, items.head(1)]).write_parquet(tmp_path / "items.parquet")
+    with pytest.raises(DataError, match="items: the id 'a' stands in more than one row"):
+        prepare(config_for(tmp_path, one_file=True))
+
+
+def test_prepared_data_is_read_back(tiny, tmp_path) -> None:
+    """What prepare saves is what the later jobs load."""
+    tiny.prepared.save(tmp_path / "copy")
+    copy = Prepared.load(tmp_path / "copy")
+    assert copy.transforms.digest() == tiny.prepared.transforms.digest()
+    for part in ("events", "rows", "users"):
+        for name, value in vars(getattr(copy, part)).items():
+            np.testing.assert_array_equal(value, getattr(getattr(tiny.prepared, part), name))
+    with pytest.raises(DataError, match="srp4ctr prepare"):
+        Prepared.load(tmp_path / "nowhere")

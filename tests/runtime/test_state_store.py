@@ -1,0 +1,145 @@
+"""States and the active version in a real Redis."""
+
+import asyncio
+import threading
+
+import pytest
+
+from srp4ctr.contract.errors import StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.redis_client import connect, connect_async
+from srp4ctr.runtime.settings import StoreSettings
+from srp4ctr.runtime.state_store import AsyncStateStore, StateStore
+
+SETTINGS = StoreSettings(redis_read_timeout_ms=200)
+KEYS = Keys("test")
+ONE, TWO = "1" * 64, "2" * 64
+
+
+@pytest.fixture
+def store(redis_server):
+    with connect(SETTINGS, redis_server.url) as client:
+        yield StateStore(client, KEYS)
+
+
+def test_states_come_back_as_written(store):
+    """Each user's bytes come back under that user and version, and None where there are none."""
+    users = ["1", "a b", "ключ", "p{x}:y"]
+    assert store.put_many("v1", [(user, user.encode() + b"\0\xff") for user in users]) == len(users)
+    assert store.get_many("v1", [*users, "nobody"]) == [*(user.encode() + b"\0\xff" for user in users), None]
+    assert store.get_many("v2", users) == [None] * len(users)
+
+
+def test_states_are_written_over(store):
+    """Publishing again replaces a user's state."""
+    store.put_many("v1", [("1", b"old")])
+    store.put_many("v1", [("1", b"new")])
+    assert store.get_many("v1", ["1"]) == [b"new"]
+
+
+def test_unpublished_version_is_not_activated(store):
+    """A version that was not published to the end is refused, and what is active stays so."""
+    store.put_many("v1", [("1", b"state")])
+    with pytest.raises(VersionIncomplete, match="srp4ctr publish"):
+        store.activate("v1", ONE)
+    assert store.active() is None
+
+
+def test_version_published_from_another_model_is_not_activated(store):
+    """A version whose states another model wrote is refused."""
+    store.mark_published("v1", ONE, 1)
+    with pytest.raises(VersionIncomplete, match="222222222222"):
+        store.activate("v1", TWO)
+
+
+def test_activation_keeps_the_previous_version(store):
+    """The pointer names the version, its fingerprint and the version before it."""
+    store.mark_published("v1", ONE, 10)
+    store.mark_published("v2", TWO, 20)
+    assert store.published("v2").users == 20
+    assert store.activate("v1", ONE).previous is None
+    active = store.activate("v2", TWO)
+    assert (active.version, active.fingerprint, active.previous) == ("v2", TWO, "v1")
+    assert store.active() == active
+
+
+def test_activating_again_keeps_the_way_back(store):
+    """A rerun of activate changes nothing: previous stays the version before."""
+    store.mark_published("v1", ONE, 10)
+    store.mark_published("v2", TWO, 20)
+    store.activate("v1", ONE)
+    first = store.activate("v2", TWO)
+    assert store.activate("v2", TWO) == first
+
+
+def test_activations_at_once_leave_one_whole_pointer(store, redis_server):
+    """Of many activations at once one wins, and version, fingerprint and previous belong together."""
+    prints = {f"v{i}": str(i) * 64 for i in range(4)}
+    for version, fingerprint in prints.items():
+        store.mark_published(version, fingerprint, 1)
+
+    def switch(version, fingerprint):
+        with connect(SETTINGS, redis_server.url) as client:
+            for _ in range(20):
+                StateStore(client, KEYS).activate(version, fingerprint)
+
+    threads = [threading.Thread(target=switch, args=pair) for pair in prints.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    active = store.active()
+    assert prints[active.version] == active.fingerprint
+    assert active.previous in prints
+    assert active.previous != active.version
+
+
+def test_lost_redis_is_unavailable(store, redis_server):
+    """Every call on a Redis that is gone ends in StoreUnavailable."""
+    redis_server.kill()
+    calls = [
+        lambda: store.put_many("v1", [("1", b"x")]),
+        lambda: store.get_many("v1", ["1"]),
+        lambda: store.mark_published("v1", ONE, 1),
+        lambda: store.published("v1"),
+        lambda: store.activate("v1", ONE),
+        store.active,
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailable):
+            call()
+
+
+def test_service_reads_what_jobs_wrote(store, redis_server):
+    """The asynchronous store sees the states and the pointer of the synchronous one."""
+    store.put_many("v1", [("1", b"state")])
+    store.mark_published("v1", ONE, 1)
+    active = store.activate("v1", ONE)
+
+    async def scenario():
+        async with connect_async(SETTINGS, redis_server.url) as client:
+            reader = AsyncStateStore(client, KEYS)
+            await reader.ping(1.0)
+            assert await reader.get("v1", "1", 1.0) == b"state"
+            assert await reader.get("v1", "2", 1.0) is None
+            assert await reader.active(1.0) == active
+
+    asyncio.run(scenario())
+
+
+def test_given_up_read_does_not_spoil_the_next(store, redis_server):
+    """After a read that ran past its limit, the next read gets its own answer and not the late one."""
+    store.put_many("v1", [(str(i), str(i).encode()) for i in range(50)])
+
+    async def scenario():
+        async with connect_async(SETTINGS, redis_server.url) as client:
+            reader = AsyncStateStore(client, KEYS)
+            await reader.get("v1", "0", 1.0)
+            redis_server.pause()
+            with pytest.raises(StoreUnavailable):
+                await reader.get("v1", "1", 0.02)
+            redis_server.resume()
+            got = await asyncio.gather(*(reader.get("v1", str(i), 5.0) for i in range(50)))
+            assert got == [str(i).encode() for i in range(50)]
+
+    asyncio.run(scenario())

@@ -1,0 +1,126 @@
+"""Redis gone, hanging or empty: scoring goes on, says so, and recovers by itself."""
+
+import pytest
+
+from srp4ctr_service.scoring import Scoring
+
+GOOD = {"user_id": "1", "item_ids": ["1", "2", "3"]}
+
+
+def test_killed_redis_degrades_and_recovers(first, store, redis_server, score, wait_until):
+    """After kill -9 of Redis every answer is a 200 that says degraded; after its restart states are used again."""
+    store.put_many("first", [("1", first.state())])
+    assert score().json()["user_state"]["status"] == "fresh"
+    redis_server.kill()
+    for _ in range(20):
+        response = score()
+        assert response.status_code == 200
+        answer = response.json()
+        assert answer["degraded"] == ["redis_unavailable"]
+        assert answer["user_state"]["status"] == "missing"
+        assert answer["scores"] == pytest.approx(first.scores(GOOD["item_ids"]), abs=1e-6)
+    redis_server.start()
+    wait_until(lambda: score().json()["degraded"] == [])
+    assert score().json()["scores"] == pytest.approx(first.scores(GOOD["item_ids"], tokens=0.5), abs=1e-6)
+
+
+def test_hanging_redis_degrades_and_recovers(first, activate, settings, start, redis_server, wait_until):
+    """A Redis that accepts and never answers costs a request no more than the limit for states."""
+    activate(first)
+    client = start(settings.model_copy(update={"redis_score_timeout_ms": 50}))
+    redis_server.pause()
+    for _ in range(10):
+        assert client.post("/score", json=GOOD).json()["degraded"] == ["redis_unavailable"]
+    redis_server.resume()
+    wait_until(lambda: client.post("/score", json=GOOD).json()["degraded"] == [])
+
+
+def test_lost_redis_is_not_waited_for_by_everyone(first, activate, settings, start, redis_server):
+    """While Redis hangs, only one request in the probe time waits for it; the others are answered at once."""
+    activate(first)
+    limit = {"redis_score_timeout_ms": 200, "redis_probe_every_ms": 3_600_000}
+    client = start(settings.model_copy(update=limit))
+    redis_server.pause()
+    for _ in range(5):
+        assert client.post("/score", json=GOOD).json()["degraded"] == ["redis_unavailable"]
+    text = client.get("/metrics").text
+    waited = {
+        line.split()[0]: float(line.split()[1]) for line in text.splitlines() if not line.startswith("#")
+    }
+    quick = waited['srp4ctr_score_seconds_bucket{le="0.1",stage="state"}']
+    assert waited['srp4ctr_score_seconds_count{stage="state"}'] - quick == 1
+    redis_server.resume()
+
+
+def test_short_deadline_does_not_declare_redis_lost(first, store, score):
+    """A request whose own deadline passes while Redis is read says nothing about Redis to the next request."""
+    store.put_many("first", [("1", first.state())])
+    for _ in range(20):
+        hasty = score(deadline_ms=0.3).json()
+        assert "redis_unavailable" not in hasty["degraded"]
+        assert score().json()["user_state"]["status"] == "fresh"
+
+
+def test_start_without_redis_waits_for_it(first, activate, start, redis_server, wait_until):
+    """A service that starts while Redis is away refuses with 503 and Retry-After, and begins to serve by itself."""
+    activate(first)
+    redis_server.kill()
+    client = start()
+    response = client.post("/score", json=GOOD)
+    assert response.status_code == 503
+    assert response.json()["type"] == "/problems/no-active-model"
+    assert int(response.headers["retry-after"]) >= 1
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["dependencies"]["redis"]["status"] == "degraded"
+    assert ready.json()["dependencies"]["model"]["status"] == "missing"
+    redis_server.start()
+    wait_until(lambda: client.get("/readyz").status_code == 200)
+    assert client.post("/score", json=GOOD).status_code == 200
+
+
+def test_redis_down_is_still_ready(api, redis_server):
+    """With a model loaded, a lost Redis is reported by name, and the service stays ready."""
+    redis_server.kill()
+    ready = api.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["dependencies"]["redis"]["status"] == "degraded"
+    assert ready.json()["dependencies"]["model"] == {"status": "ok", "detail": "first"}
+
+
+def test_nothing_active_yet(start, first, activate, wait_until):
+    """Before the first activation the service says what to do, and serves soon after it."""
+    client = start()
+    response = client.post("/score", json=GOOD)
+    assert response.status_code == 503
+    assert "srp4ctr activate" in response.json()["detail"]
+    assert client.get("/model").status_code == 503
+    assert client.get("/livez").status_code == 200
+    activate(first)
+    wait_until(lambda: client.post("/score", json=GOOD).status_code == 200)
+
+
+def test_emptied_redis_keeps_the_model(api, redis_server):
+    """When Redis has lost all it held, the model in place goes on, and users are cold."""
+    with redis_server.client() as client:
+        client.flushall()
+    answer = api.post("/score", json=GOOD).json()
+    assert answer["user_state"]["status"] == "cold"
+    assert answer["model_version"] == "first"
+
+
+def test_error_that_nobody_foresaw(api, monkeypatch):
+    """A bug of our own is a 500 problem that tells nothing of its inside, and is counted; the service lives on."""
+
+    async def fail(*_):
+        raise ZeroDivisionError("secret detail")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scoring, "answer", fail)
+        response = api.post("/score", json=GOOD)
+    assert response.status_code == 500
+    assert response.json()["type"] == "/problems/internal"
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+    assert "secret" not in response.text
+    assert 'srp4ctr_problems_total{type="internal"} 1.0' in api.get("/metrics").text
+    assert api.post("/score", json=GOOD).status_code == 200

@@ -1,0 +1,85 @@
+"""Which version scores: whole ones only, and one at a time."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+GOOD = {"user_id": "1", "item_ids": ["1", "2", "3"]}
+
+
+def test_switch_under_load_never_mixes(first, second, store, activate, api, wait_until):
+    """While versions are switched to and fro, no request fails, and each answer is one version's alone."""
+    tokens = {"first": 0.5, "second": -0.5}
+    for known in (first, second):
+        store.put_many(known.version, [("1", known.state(tokens[known.version]))])
+    expected = {
+        known.version: pytest.approx(known.scores(GOOD["item_ids"], tokens[known.version]), abs=1e-6)
+        for known in (first, second)
+    }
+    stop = threading.Event()
+
+    def ask():
+        seen = []
+        while not stop.is_set():
+            response = api.post("/score", json=GOOD)
+            assert response.status_code == 200
+            answer = response.json()
+            assert answer["scores"] == expected[answer["model_version"]]
+            assert answer["user_state"]["status"] == "fresh"
+            seen.append(answer["model_version"])
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            for known in (second, first, second):
+                activate(known)
+                wait_until(lambda known=known: api.get("/model").json()["version"] == known.version)
+        finally:
+            stop.set()
+        seen = {version for task in asking for version in task.result()}
+    assert seen == {"first", "second"}
+
+
+def test_missing_bundle_leaves_the_old_version(first, store, activate, api, wait_until):
+    """When a version is activated whose bundle is not here, the old one serves on, and the service says why."""
+    store.mark_published("elsewhere", "e" * 64, 0)
+    store.activate("elsewhere", "e" * 64)
+    wait_until(lambda: "elsewhere" in api.get("/readyz").json()["dependencies"]["model"]["detail"])
+    ready = api.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["dependencies"]["model"]["status"] == "degraded"
+    assert api.post("/score", json=GOOD).json()["model_version"] == "first"
+    assert 'srp4ctr_version_loads_total{result="failed"}' in api.get("/metrics").text
+    activate(first)
+    wait_until(lambda: api.get("/readyz").json()["dependencies"]["model"]["status"] == "ok")
+
+
+@pytest.mark.usefixtures("second")
+def test_bundle_of_another_model_is_not_served(store, api, wait_until):
+    """A bundle whose fingerprint is not the activated one is refused, though it has the version's name."""
+    store.mark_published("second", "a" * 64, 0)
+    store.activate("second", "a" * 64)
+    wait_until(lambda: "aaaaaaaaaaaa" in api.get("/readyz").json()["dependencies"]["model"]["detail"])
+    assert api.post("/score", json=GOOD).json()["model_version"] == "first"
+
+
+@pytest.mark.parametrize("version", ["../first", "/etc", ".", "x" * 65])
+def test_pointer_is_not_a_path(redis_server, api, wait_until, version):
+    """Whatever stands in the pointer, nothing outside the folder of bundles is opened."""
+    with redis_server.client() as client:
+        client.hset("test:active", mapping={"version": version, "fingerprint": "f" * 64})
+    wait_until(lambda: "is not the name of a bundle" in api.get("/readyz").text)
+    assert api.post("/score", json=GOOD).json()["model_version"] == "first"
+
+
+def test_spoilt_pointer_leaves_the_old_version(redis_server, api, wait_until, second, activate):
+    """A pointer that cannot be read leaves the version in place, and the next activation is followed."""
+    with redis_server.client() as client:
+        client.delete("test:active")
+        client.hset("test:active", mapping={"version": b"\xff"})
+        assert api.post("/score", json=GOOD).json()["model_version"] == "first"
+        client.delete("test:active")
+    activate(second)
+    wait_until(lambda: api.post("/score", json=GOOD).json()["model_version"] == "second")
