@@ -48,7 +48,7 @@ format: $(INSTALLED) ## put the code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED) ## CPU per request against the bare ONNX Runtime run; a table, then one JSON line
+bench: demo-once ## CPU a request of the demo's model, against the bare ONNX Runtime run
 	@$(BIN)/python -m srp4ctr_loadtest.bench
 
 openapi: $(INSTALLED) ## renew docs/openapi.json from the service

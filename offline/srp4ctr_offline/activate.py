@@ -19,8 +19,8 @@ def main(argv: Sequence[str]) -> int:
         description="Reads a bundle, verifying its files, and what publish declared in Redis. Writes the one pointer "
         "that services follow; a version that is not published to the end is refused.",
     )
-    parser.add_argument("bundle", help="a version below var/bundles, or a bundle's folder")
-    bundle = find_bundle(parser.parse_args(argv).bundle, settings.bundles_dir)
+    parser.add_argument("version", help="a version below var/bundles, where services will look for it")
+    bundle = find_bundle(parser.parse_args(argv).version, settings.bundles_dir)
     store = StateStore(connect(settings, local_redis.ensure(settings)), Keys(settings.namespace))
     active = store.activate(bundle.manifest.version, bundle.manifest.fingerprint)
     before = f" (before it: {active.previous})" if active.previous else ""

@@ -1,5 +1,6 @@
 """`srp4ctr finetune`: the pre-trained path on click labels, then calibration on validation rows."""
 
+import copy
 import time
 from collections.abc import Sequence
 
@@ -27,8 +28,6 @@ def finetune(config: RunConfig, prepared: Prepared, model: Srp4Ctr) -> History:
     """Train `model` in place on the training rows; it ends with its best epoch's weights, calibrated."""
     options = config.finetune
     generator = seed_everything(config)
-    valid = prepared.rows.of(VALID)
-    label = prepared.rows.label[valid]
     gentle = [*model.encoder.parameters(), *model.items.parameters()]
     rest = [p for p in model.parameters() if not any(p is one for one in gentle)]
     groups: list[dict[str, object]] = [{"params": gentle, "scale": options.encoder_rate}, {"params": rest}]
@@ -36,8 +35,8 @@ def finetune(config: RunConfig, prepared: Prepared, model: Srp4Ctr) -> History:
         -len(folded(prepared, options.rows_per_history, np.random.default_rng(0))[0]) // options.batch_size
     )
     optimizer, schedule = optimizer_for(groups, options, options.epochs * (steps + 1))
-    history: History = []
-    best, best_weights = np.inf, model.state_dict()
+    history: History = [{"epoch": 0} | _validate(model, prepared)]
+    best = _Best(model, history[0]["valid"])
     progress = tqdm(range(options.epochs), desc="fine-tuning", unit="epoch")
     for epoch in progress:
         model.train()
@@ -51,19 +50,33 @@ def finetune(config: RunConfig, prepared: Prepared, model: Srp4Ctr) -> History:
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-        logit = torch.from_numpy(predict_logits(model, prepared, valid))
-        valid_loss = float(F.binary_cross_entropy_with_logits(logit, torch.from_numpy(label).float()))
-        valid_auc = auc(label, logit.numpy().astype(np.float64))
-        history.append(
-            {"epoch": epoch + 1, "train": float(np.mean(losses)), "valid": valid_loss, "valid_auc": valid_auc}
-        )
-        progress.set_postfix(valid_logloss=f"{valid_loss:.4f}", valid_auc=f"{valid_auc:.4f}")
-        if valid_loss < best:
-            best = valid_loss
-            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(best_weights)
+        history.append({"epoch": epoch + 1, "train": float(np.mean(losses))} | _validate(model, prepared))
+        progress.set_postfix(valid=f"{history[-1]['valid']:.4f}", valid_auc=f"{history[-1]['valid_auc']:.4f}")
+        best.offer(model, history[-1]["valid"])
+    model.load_state_dict(best.weights)
     calibrate(model.eval(), prepared)
     return history
+
+
+class _Best:
+    """The weights with the least validation loss so far; those before the first epoch count, too."""
+
+    def __init__(self, model: Srp4Ctr, loss: float) -> None:
+        self.loss = loss
+        self.weights = copy.deepcopy(model.state_dict())
+
+    def offer(self, model: Srp4Ctr, loss: float) -> None:
+        if loss < self.loss:
+            self.loss, self.weights = loss, copy.deepcopy(model.state_dict())
+
+
+def _validate(model: Srp4Ctr, prepared: Prepared) -> dict[str, float]:
+    """Uncalibrated logloss and AUC of the validation rows."""
+    rows = prepared.rows.of(VALID)
+    label = prepared.rows.label[rows]
+    logit = torch.from_numpy(predict_logits(model, prepared, rows))
+    loss = F.binary_cross_entropy_with_logits(logit, torch.from_numpy(label).float())
+    return {"valid": float(loss), "valid_auc": auc(label, logit.numpy().astype(np.float64))}
 
 
 def _loss(model: Srp4Ctr, prepared: Prepared, rows_GR: Ints, cuts: Ints, unknown_rate: float) -> torch.Tensor:
@@ -118,11 +131,7 @@ def main(argv: Sequence[str]) -> int:
     history = finetune(config, prepared, model)
     save_model(model, stage)
     write_metrics(stage, history, time.monotonic() - began)
-    plot_losses(
-        [{k: v for k, v in row.items() if k != "valid_auc"} for row in history],
-        stage / "loss.png",
-        "Fine-tuning",
-    )
+    plot_losses(history, stage / "loss.png", "Fine-tuning")
     valid = prepared.rows.of(VALID)
     curve = calibration_curve(prepared.rows.label[valid], predict(model, prepared, valid))
     plot_calibration({"validation rows": curve}, stage / "calibration.png", "Calibration on validation rows")

@@ -11,14 +11,22 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+NOT_LOSSES = ("epoch", "padding_share", "valid_auc")
+
 
 def plot_losses(history: list[dict[str, float]], path: Path, title: str) -> None:
     """Losses by epoch; `total` and single ones, whatever the history holds."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    epochs = [row["epoch"] for row in history]
-    for name in history[0]:
-        if name not in ("epoch", "padding_share"):
-            axes.plot(epochs, [row[name] for row in history], marker="o", markersize=3, label=name)
+    for name in history[-1]:
+        if name not in NOT_LOSSES:
+            rows = [row for row in history if name in row]
+            axes.plot(
+                [row["epoch"] for row in rows],
+                [row[name] for row in rows],
+                marker="o",
+                markersize=3,
+                label=name,
+            )
     axes.set(title=title, xlabel="epoch", ylabel="loss (mean of the epoch)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, alpha=0.3)

@@ -28,7 +28,7 @@ def optimizer_for(
     """AdamW and its schedule: linear warm-up, then cosine to zero. A group's `scale` multiplies its rate."""
     for group in groups:
         group["lr"] = config.learning_rate * float(group.pop("scale", 1.0))  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     warm = max(1, int(steps * config.warmup))
 
     def rate(step: int) -> float:

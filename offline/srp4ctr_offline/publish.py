@@ -103,11 +103,11 @@ def main(argv: Sequence[str]) -> int:
         description="Reads a bundle and its run's prepared/. Writes every user's state to Redis "
         "(SRP4CTR_REDIS_URL, else a local one below var/), and publish/metrics.json into the run.",
     )
-    parser.add_argument("bundle", help="a version below var/bundles, or a bundle's folder")
+    parser.add_argument("version", help="a version below var/bundles")
     parser.add_argument("--run", type=Path, help="the run's folder (default: var/runs/<name in the bundle>)")
     parser.add_argument("--threads", type=int, default=2, help="of the encoder (default: 2)")
     arguments = parser.parse_args(argv)
-    bundle = find_bundle(arguments.bundle, settings.bundles_dir)
+    bundle = find_bundle(arguments.version, settings.bundles_dir)
     folder = arguments.run or settings.runs_dir / bundle.manifest.name
     prepared = Prepared.load(folder / "prepared")
     began = time.monotonic()

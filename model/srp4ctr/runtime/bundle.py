@@ -122,12 +122,10 @@ def seal_bundle(draft: Path, bundles: Path, manifest: Manifest) -> Bundle:
     return Bundle.open(final)
 
 
-def find_bundle(named: str, bundles: Path) -> Bundle:
-    """Open a bundle that a person named by its folder or, below `bundles`, by its version."""
-    folder = Path(named)
+def find_bundle(version: str, bundles: Path) -> Bundle:
+    """Open the bundle of that version; where there is none, BundleError says which there are."""
+    folder = bundles / version
     if not (folder / MANIFEST).exists():
-        folder = bundles / named
-    if not folder.is_dir():
         known = ", ".join(sorted(path.parent.name for path in bundles.glob(f"*/{MANIFEST}"))) or "none"
-        raise BundleError(f"no bundle {named!r}; in {bundles} there are: {known}")
+        raise BundleError(f"{bundles} has no version {version!r}; there are: {known}")
     return Bundle.open(folder)

@@ -60,7 +60,8 @@ def _present(arguments: argparse.Namespace, wanted: dict[str, str | int | float]
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="srp4ctr data", description="Get a data set as canonical Parquet tables."
+        prog="srp4ctr data",
+        description="Reads a public data set or draws a synthetic one. Writes it as canonical Parquet tables.",
     )
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
 
