@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+# As `srp4ctr` does it, and like there before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import redis
 import structlog

@@ -6,16 +6,11 @@ apart. Prints a table for people, then one JSON line.
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from urllib.parse import unquote
 
@@ -30,6 +25,7 @@ from srp4ctr.contract.state import UserState, decode_state
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import Bundle, find_bundle
 from srp4ctr.runtime.redis_client import connect
+from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr.runtime.sessions import OnnxScorer
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr.runtime.state_store import StateStore
@@ -37,7 +33,6 @@ from srp4ctr.runtime.state_store import StateStore
 CANDIDATES = (50, 100, 500, 2000)
 USERS = 200
 WARM_UP = 100
-START_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -116,35 +111,6 @@ def served(
     return Cost(candidates, 0.0, 1000 * cpu / requests, float(p50), float(p99), requests)
 
 
-@contextlib.contextmanager
-def service(redis_url: str, cores: list[int]) -> Iterator[tuple[str, psutil.Process]]:
-    """`srp4ctr serve`, ready, on the first core; gives its address and process."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "srp4ctr.cli", "serve", "--port", str(port), "--log-level", "warning"]
-    environment = os.environ | {"SRP4CTR_REDIS_URL": redis_url}
-    with subprocess.Popen(command, env=environment) as process:
-        server = psutil.Process(process.pid)
-        try:
-            server.cpu_affinity(cores[:1])
-            give_up_at = time.monotonic() + START_LIMIT_S
-            while not _ready(url):
-                if process.poll() is not None or time.monotonic() > give_up_at:
-                    raise SystemExit("bench: the service did not become ready; its log stands above")
-                time.sleep(0.1)
-            yield url, server
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-def _ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=2).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
-
-
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
@@ -170,10 +136,12 @@ def main() -> int:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[-1:])
     costs = []
-    with service(redis_url, cores) as (url, server):
+    with running_service(free_port()) as running:
+        server = psutil.Process(running.pid)
+        server.cpu_affinity(cores[:1])
         for candidates in CANDIDATES:
             bare = bare_cpu_ms(bundle, states, candidates, requests)
-            cost = served(url, server, bundle, users, candidates, requests)
+            cost = served(running.url, server, bundle, users, candidates, requests)
             costs.append(Cost(**asdict(cost) | {"bare_cpu_ms": bare}))
     print(f"CPU of POST /score against the bare ONNX Runtime run, model {active.version}, one thread")
     print(

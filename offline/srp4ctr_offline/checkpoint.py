@@ -20,9 +20,10 @@ def new_model(config: RunConfig, prepared: Prepared) -> Srp4Ctr:
     return Srp4Ctr(config.model, prepared.transforms.fields, prepared.max_events)
 
 
-def save_model(model: Srp4Ctr, folder: Path) -> None:
-    """Write `model.pt`."""
+def save_model(model: Srp4Ctr, transforms: Transforms, folder: Path) -> None:
+    """Write `model.pt`, with the digest of the transforms whose codes the weights belong to."""
     content = {
+        "transforms": transforms.digest(),
         "config": model.config.model_dump(),
         "fields": dataclasses.asdict(model.fields),
         "max_events": model.max_events,
@@ -31,11 +32,20 @@ def save_model(model: Srp4Ctr, folder: Path) -> None:
     torch.save(content, folder / FILE)
 
 
-def load_model(folder: Path, stage: str) -> Srp4Ctr:
-    """Read `model.pt`; `stage` is the command that writes it, for the error's text."""
+def load_model(folder: Path, stage: str, config: RunConfig, prepared: Prepared) -> Srp4Ctr:
+    """Read `model.pt`, which the command `stage` writes.
+
+    Raises DataError where there is none, or where data, schema or model sizes are no longer those of its weights.
+    """
     if not (folder / FILE).exists():
         raise DataError(f"{folder} holds no model; run: srp4ctr {stage} CONFIG")
     content = torch.load(folder / FILE, weights_only=True)
+    sizes = config.model.model_dump()
+    if content["transforms"] != prepared.transforms.digest() or content["config"] != sizes:
+        raise DataError(
+            f"{folder / FILE} was made for other data, another [schema] or another [model]; "
+            f"run srp4ctr {stage} CONFIG again"
+        )
     fields = Fields(
         **{group: tuple(Field(**one) for one in part) for group, part in content["fields"].items()}
     )
@@ -52,18 +62,3 @@ def fingerprint(model: Srp4Ctr, transforms: Transforms) -> str:
         sha.update(f"{name} {tuple(weight.shape)}\n".encode())
         sha.update(weight.contiguous().numpy().tobytes())
     return sha.hexdigest()
-
-
-def load_matching(folder: Path, stage: str, config: RunConfig, prepared: Prepared) -> Srp4Ctr:
-    """`load_model`, refused where the data or the model's sizes have changed since."""
-    model = load_model(folder, stage)
-    same = (
-        model.config == config.model
-        and model.fields == prepared.transforms.fields
-        and model.max_events == prepared.max_events
-    )
-    if not same:
-        raise DataError(
-            f"{folder / FILE} was made for other data or another [model]; run srp4ctr {stage} CONFIG again"
-        )
-    return model

@@ -7,9 +7,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import DataError
+from srp4ctr.contract.http_types import MAX_ID_LENGTH
 from srp4ctr.contract.schema import Feature
 from srp4ctr.contract.transforms import Boundaries, Transforms, fit_boundaries
 from srp4ctr.contract.vocabulary import Codes, Texts, Vocabulary
+
+MAX_TEXT_LENGTH = 1000
 
 
 def id_texts(column: pl.Series, table: str) -> Texts:
@@ -18,13 +21,13 @@ def id_texts(column: pl.Series, table: str) -> Texts:
         raise DataError(
             f"{table}.{column.name}: {column.null_count()} rows have no id; drop them or give them one"
         )
-    texts = texts_of(column, table)
+    texts = texts_of(column, table, MAX_ID_LENGTH)
     if (texts == b"").any():
-        raise DataError(f"{table}.{column.name}: an id is the empty text")
+        raise DataError(f"{table}.{column.name}: an id is the empty text; drop its rows or give it a name")
     return texts
 
 
-def texts_of(column: pl.Series, table: str) -> Texts:
+def texts_of(column: pl.Series, table: str, longest: int = MAX_TEXT_LENGTH) -> Texts:
     """Canonical texts [N] of a categorical column; null becomes the empty text."""
     if column.dtype.is_float() or column.dtype.is_nested() or column.dtype.is_temporal():
         raise DataError(
@@ -34,6 +37,11 @@ def texts_of(column: pl.Series, table: str) -> Texts:
     values = distinct.cast(pl.String).fill_null("").to_list()
     if any("\0" in value for value in values):
         raise DataError(f"{table}.{column.name}: a value holds the character NUL")
+    # All texts are as wide as the widest, so that one stray document would fill the memory.
+    if any(len(value) > longest for value in values):
+        raise DataError(
+            f"{table}.{column.name}: a value has more than {longest} characters; ids and categories are short names"
+        )
     texts = np.array([value.encode() for value in values], dtype=np.bytes_)
     place = column.to_frame("v").join(
         distinct.to_frame("v").with_row_index("place"),

@@ -24,6 +24,11 @@ class Tables(Strict):
     items: str = "items.parquet"
     users: str = "users.parquet"
 
+    @property
+    def one_file(self) -> bool:
+        """Whether each row is an event, too."""
+        return (self.folder / self.events).resolve() == (self.folder / self.rows).resolve()
+
 
 class _FractionSplit(Strict):
     train: Rate = 0.8
@@ -92,7 +97,7 @@ class FinetuneConfig(OptimizerConfig):
 class RunConfig(Strict):
     """Everything that decides a run; its name is the run's folder."""
 
-    name: Annotated[str, Option(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    name: Annotated[str, Option(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
     seed: int = 1
     threads: Annotated[int, Option(ge=1, description="of torch; results repeat for the same number")] = 2
     tables: Tables
@@ -101,6 +106,17 @@ class RunConfig(Strict):
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+
+    @model_validator(mode="after")
+    def _outcomes_are_no_context(self) -> Self:
+        outcomes = {feature.name for feature in self.features.behaviour_features}
+        told = outcomes & {feature.name for feature in self.features.context_features}
+        if self.tables.one_file and told:
+            raise ValueError(
+                f"schema.context_features: {sorted(told)} are behaviours, and where each row is an event, a row's own "
+                "behaviour would tell its label"
+            )
+        return self
 
 
 def load_config(path: Path) -> RunConfig:

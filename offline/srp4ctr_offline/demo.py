@@ -5,72 +5,35 @@ A stage whose inputs have not changed since it last ran is not run again. Leaves
 
 import argparse
 import contextlib
-import hashlib
 import json
 import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-import srp4ctr
-import srp4ctr_offline
 from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.contract.manifest import MANIFEST
+from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.config import RunConfig, load_config
 from srp4ctr_offline.evaluate import format_table
 from srp4ctr_offline.run import write_json
+from srp4ctr_offline.stages import Stages, hash_of_code_and
 
 CONFIG = Path("configs/movielens-100k.toml")
 USER = "196"
 CANDIDATES = 40
-TRAINING = ("prepare", "pretrain", "finetune", "evaluate", "export")
-START_LIMIT_S = 60.0
-
-
-class Stages:
-    """Runs `srp4ctr` commands, remembers how long each took and on what it was run."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._done: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each stage when it last ran."""
-        return {name: stage["seconds"] for name, stage in self._done.items()}
-
-    def run(self, command: list[str], inputs: str | None = None) -> None:
-        """Run one command; one that last succeeded on the same `inputs` is left out."""
-        name = command[0]
-        if inputs is not None and self._done.get(name, {}).get("inputs") == inputs:
-            print(f"\n== srp4ctr {' '.join(command)}: unchanged, {self.seconds[name]:.0f} s when it ran")
-            return
-        print(f"\n== srp4ctr {' '.join(command)}", flush=True)
-        began = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "srp4ctr.cli", *command], check=False)
-        if done.returncode:
-            raise SystemExit(done.returncode)
-        self._done[name] = {"inputs": inputs, "seconds": round(time.monotonic() - began, 1)}
-        write_json(self._path, self._done)
-
-
-def inputs_of_training(config: Path) -> str:
-    """A hash of all that decides the trained model: configuration, data and our own code."""
-    sha = hashlib.sha256(config.read_bytes())
-    for package in (srp4ctr, srp4ctr_offline):
-        assert package.__file__ is not None
-        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
-            sha.update(path.read_bytes())
-    report = load_config(config).tables.folder / "report.json"
-    sha.update(report.read_bytes())
-    return sha.hexdigest()
+TRAINING = {
+    "prepare": "prepared/report.json",
+    "pretrain": "pretrain/model.pt",
+    "finetune": "finetune/model.pt",
+    "evaluate": "evaluate/metrics.json",
+    "export": "export/metrics.json",
+}
+"""The commands that train, in order, and what each leaves in the run's folder last."""
 
 
 def sample_request(config: RunConfig, user_id: str) -> tuple[dict[str, Any], pl.DataFrame, pl.DataFrame]:
@@ -96,34 +59,6 @@ def sample_request(config: RunConfig, user_id: str) -> tuple[dict[str, Any], pl.
     return request, items, own.join(items, on="item_id", how="left", maintain_order="left").tail(8)
 
 
-@contextlib.contextmanager
-def service(port: int) -> Iterator[str]:
-    """`srp4ctr serve`, running and ready; gives its address."""
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "srp4ctr.cli", "serve", "--port", str(port), "--log-level", "warning"]
-    with subprocess.Popen(command) as process:
-        try:
-            give_up_at = time.monotonic() + START_LIMIT_S
-            while not _ready(url):
-                if process.poll() is not None:
-                    raise SystemExit("the service ended before it was ready; its log stands above")
-                if time.monotonic() > give_up_at:
-                    raise SystemExit(f"the service was not ready within {START_LIMIT_S:.0f} s")
-                time.sleep(0.2)
-            yield url
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-def _ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310 -- our own address
-            ready: bool = answer.status == 200
-    except OSError:
-        return False
-    return ready
-
-
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """POST a JSON body and give the JSON answer."""
     request = urllib.request.Request(  # noqa: S310 -- our own address
@@ -132,19 +67,6 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
         parsed: dict[str, Any] = json.loads(answer.read())
     return parsed
-
-
-def free_port(preferred: int = 8000) -> int:
-    """The preferred port, or any other where it is taken."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            number: int = probe.getsockname()[1]
-            return number
-    raise SystemExit("no free port on 127.0.0.1")
 
 
 def show(answer: dict[str, Any], request: dict[str, Any], items: pl.DataFrame, latest: pl.DataFrame) -> None:
@@ -177,30 +99,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop the service in the end")
     once = parser.parse_args().once
-    var = read_settings(StoreSettings).var_dir
+    settings = read_settings(StoreSettings)
+    var = settings.var_dir
     config = load_config(CONFIG)
-    run_folder = read_settings(StoreSettings).runs_dir / config.name
+    run, data = settings.runs_dir / config.name, config.tables.folder
     stages = Stages(var / "demo-stages.json")
-    stages.run(["data", "movielens-100k", "--out", str(config.tables.folder)])
-    inputs = inputs_of_training(CONFIG)
-    for stage in TRAINING:
-        stages.run([stage, str(CONFIG)], inputs)
-    version = json.loads((run_folder / "export" / "metrics.json").read_bytes())["version"]
+    stages.run(["data", "movielens-100k", "--out", str(data)], output=data / "report.json")
+    inputs = hash_of_code_and(CONFIG, data / "report.json")
+    for stage, output in TRAINING.items():
+        stages.run([stage, str(CONFIG)], inputs, run / output)
+    version = json.loads((run / TRAINING["export"]).read_bytes())["version"]
+    if not (settings.bundles_dir / version / MANIFEST).exists():
+        stages.run(["export", str(CONFIG)], inputs)
     stages.run(["publish", version])
     stages.run(["activate", version])
     request, items, latest = sample_request(config, USER)
     port = free_port()
     print(f"\n== srp4ctr serve --port {port}", flush=True)
-    with service(port) as url:
+    with running_service(port) as service:
+        url = service.url
         answer = post(f"{url}/score", request)
-        metrics = json.loads((run_folder / "evaluate" / "metrics.json").read_bytes())
+        metrics = json.loads((run / TRAINING["evaluate"]).read_bytes())
         print(f"\n{format_table(metrics)}")
         show(answer, request, items, latest)
         quality = {name: metrics[name] for name in ("auc", "gauc", "logloss", "ece")}
         baselines = {name: {"auc": row["auc"]} for name, row in metrics["baselines"].items()}
         summary = {"url": url, "request": request, "answer": answer, "seconds": stages.seconds}
         write_json(var / "demo.json", quality | {"baselines": baselines} | summary)
-        print(f"\nall of this as JSON: {var / 'demo.json'}; pictures: {run_folder}/*/*.png")
+        print(f"\nall of this as JSON: {var / 'demo.json'}; pictures: {run}/*/*.png")
         if not once:
             print(f"serving at {url} (try {url}/docs) until Ctrl-C", flush=True)
             with contextlib.suppress(KeyboardInterrupt):

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from srp4ctr_offline.checkpoint import fingerprint, load_matching
+from srp4ctr_offline.checkpoint import fingerprint, load_model
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.floors import FLOORS
 from srp4ctr_offline.metrics import METRICS, Floats, Quality, calibration_curve, evaluate_rows
@@ -33,21 +33,25 @@ def evaluate(
 
 def format_table(metrics: dict[str, Any]) -> str:
     """The evaluation as a table for people."""
-    head = f"{'':<26}" + "".join(f"{name.upper() if name != 'logloss' else name:>26}" for name in METRICS)
-    lines = [
-        f"{metrics['rows']:,} {metrics['split']} rows of {metrics['users']:,} users; 95 % bootstrap intervals",
-        head,
-    ]
+    head = f"{'':<26}" + "".join(f"{name if name == 'logloss' else name.upper():>26}" for name in METRICS)
+    rows = f"{metrics['rows']:,} {metrics['split']} rows of {metrics['users']:,} users"
+    lines = [f"{rows}; 95 % bootstrap intervals", head]
     for name, row in {metrics["model"]: metrics, **metrics["baselines"]}.items():
-        cells = (f"{row[m]:.4f} [{row[f'{m}_95'][0]:.4f}, {row[f'{m}_95'][1]:.4f}]" for m in METRICS)
+        cells = (_cell(row[metric], row[f"{metric}_95"]) for metric in METRICS)
         lines.append(f"{name:<26}" + "".join(f"{cell:>26}" for cell in cells))
     lines.append("AUC of the model minus each floor, paired:")
     for name, row in metrics["baselines"].items():
         gap = row["model_minus_this"]["auc"]
         low, high = gap["interval_95"]
-        verdict = "outside its interval" if low > 0 or high < 0 else "within its interval"
-        lines.append(f"  {name:<24}{gap['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict}")
+        apart = low is not None and high is not None and (low > 0 or high < 0)
+        verdict = "outside its interval" if apart else "within its interval"
+        lines.append(f"  {name:<24}{_cell(gap['difference'], gap['interval_95'], '+')}  {verdict}")
     return "\n".join(lines)
+
+
+def _cell(value: float | None, interval: list[float | None], sign: str = "") -> str:
+    texts = ["n/a" if x is None else f"{x:{sign}.4f}" for x in (value, *interval)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def save_predictions(prepared: Prepared, split: str, probability: Floats, path: Path) -> None:
@@ -61,9 +65,9 @@ def run(config: RunConfig, folder: Path, split: str) -> dict[str, Any]:
     prepared = Prepared.load(folder / "prepared")
     stage = start_stage(folder / "evaluate", config)
     seed_everything(config)
-    model = load_matching(folder / "finetune", "finetune", config, prepared)
+    model = load_model(folder / "finetune", "finetune", config, prepared)
     rows = prepared.rows.of(split)
-    probability = predict(model, prepared, rows)
+    probability = predict(model, prepared, rows, progress=True)
     floors = {name: floor(prepared, rows) for name, floor in FLOORS.items()}
     metrics = evaluate(prepared, probability, floors, config.model.state, split)
     write_json(stage / "metrics.json", metrics | {"fingerprint": fingerprint(model, prepared.transforms)})

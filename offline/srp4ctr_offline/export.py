@@ -1,5 +1,6 @@
 """`srp4ctr export`: a fine-tuned model to a bundle, accepted only if ONNX Runtime computes what torch computes."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -9,42 +10,29 @@ from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srp4ctr.contract.errors import ExportMismatch
-from srp4ctr.contract.manifest import COLD_STATE, ENCODER, ITEMS, SCORER, Calibration, Manifest, Parity
+from srp4ctr.contract.manifest import COLD_STATE, ENCODER, ITEMS, SCORER, Calibration, Manifest
 from srp4ctr.contract.state import UserState, encode_state
-from srp4ctr.contract.vocabulary import UNKNOWN, Codes
+from srp4ctr.contract.vocabulary import UNKNOWN
 from srp4ctr.nn.export import EXPORTER, OPSET, EncoderGraph, ScorerGraph, export_graph
 from srp4ctr.nn.model import Srp4Ctr
-from srp4ctr.runtime.bundle import Bundle, file_hashes, seal_bundle
-from srp4ctr.runtime.sessions import open_session
+from srp4ctr.runtime.bundle import Bundle, ItemTable, file_hashes, seal_bundle
 from srp4ctr.runtime.settings import StoreSettings, read_settings
-from srp4ctr_offline.checkpoint import fingerprint, load_matching
+from srp4ctr_offline.checkpoint import fingerprint, load_model
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.metrics import METRICS
+from srp4ctr_offline.parity import compare
 from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.run import git_commit, job_parser, resolve, seed_everything, start_stage, write_json
-
-TOLERANCE = 2e-5
-"""Largest absolute difference that is rounding: the longest sums here have 256 to 320 terms of about 1, and taking
-those in another order in float32 moves them by up to 320 * 2^-24 = 1.9e-5. Seen: about 1e-6."""
-
-USERS = (1, 2, 5)
-LENGTHS = (0, 1, 2, 17)
-CANDIDATES = (1, 2, 100, 2000)
-
-Feed = dict[str, NDArray[np.generic]]
 
 
 def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
     """Make and verify the bundle of a run's fine-tuned model; raises ExportMismatch."""
     prepared = Prepared.load(folder / "prepared")
     seed_everything(config)
-    model = load_matching(folder / "finetune", "finetune", config, prepared)
+    model = load_model(folder / "finetune", "finetune", config, prepared)
     bundles.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=bundles))
     try:
@@ -64,7 +52,7 @@ def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
             encode_state(cold_state(model), model.state_layout, bytes.fromhex(mark))
         )
         manifest = Manifest(
-            version=f"{config.name}-{mark[:8]}",
+            version=version_of_bundle(config.name, mark, prepared.items),
             name=config.name,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             fingerprint=mark,
@@ -86,6 +74,11 @@ def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def version_of_bundle(name: str, mark: str, items: ItemTable) -> str:
+    """The configuration's name and 8 digits of a hash of model and catalogue: equal content, equal version."""
+    return f"{name}-{hashlib.sha256(bytes.fromhex(mark) + items.digest()).hexdigest()[:8]}"
+
+
 @torch.no_grad()
 def cold_state(model: Srp4Ctr) -> UserState:
     """The state of a user of whom nothing is known: no events, every feature unknown."""
@@ -100,67 +93,6 @@ def cold_state(model: Srp4Ctr) -> UserState:
     return UserState(arrays, events=0, created_at_ms=0)
 
 
-def compare(prepared: Prepared, encoder: EncoderGraph, scorer: ScorerGraph, folder: Path) -> Parity:
-    """Run both graphs in ONNX Runtime and in torch on real users and items, at many shapes."""
-    generator = np.random.default_rng(0)
-    sessions = {
-        graph: open_session(folder / name, threads=1)
-        for graph, name in ((encoder, ENCODER), (scorer, SCORER))
-    }
-    worst = {encoder: 0.0, scorer: 0.0}
-    shapes = 0
-
-    def differ(graph: EncoderGraph | ScorerGraph, feed: Feed) -> Feed:
-        nonlocal shapes
-        feed = {one.name: feed[one.name] for one in graph.spec.inputs}
-        names = [one.name for one in graph.spec.outputs]
-        got = dict(zip(names, sessions[graph].run(names, feed), strict=True))
-        with torch.no_grad():
-            wanted = graph(*(torch.from_numpy(np.ascontiguousarray(value)) for value in feed.values()))
-        for name, want in zip(names, wanted, strict=True):
-            difference = float(np.abs(got[name] - want.numpy()).max())
-            worst[graph] = max(worst[graph], difference)
-            if not difference <= TOLERANCE:
-                sizes = {key: value.shape for key, value in feed.items()}
-                raise ExportMismatch(
-                    f"{name} differs from torch by {difference:.2e}, more than {TOLERANCE:.0e}, at {sizes}"
-                )
-        shapes += 1
-        return got
-
-    counts = prepared.event_counts()
-    for users in USERS:
-        for length in (*LENGTHS, prepared.max_events):
-            user = generator.integers(len(counts), size=users)
-            items, behaviours, _ = prepared.histories(user, np.minimum(counts[user], length))
-            user_codes = prepared.users.codes[user]
-            states = differ(
-                encoder, {"event_items": items, "event_behaviours": behaviours, "user_codes": user_codes}
-            )
-            for candidates in CANDIDATES:
-                rows = generator.integers(len(prepared.items.codes), size=(users, candidates))
-                context = prepared.rows.contexts[generator.integers(len(prepared.rows.label), size=users)]
-                differ(
-                    scorer,
-                    states
-                    | {
-                        "user_codes": user_codes,
-                        "item_codes": _int32(prepared.items.codes[rows]),
-                        "context_codes": context,
-                    },
-                )
-    return Parity(
-        encoder_max_abs=worst[encoder],
-        scorer_max_abs=worst[scorer],
-        tolerance=TOLERANCE,
-        shapes_compared=shapes,
-    )
-
-
-def _int32(codes: Codes) -> Codes:
-    return np.ascontiguousarray(codes, np.int32)
-
-
 def _metrics(folder: Path, mark: str) -> dict[str, float]:
     """Test metrics of that very model, where it has been evaluated."""
     path = folder / "evaluate" / "metrics.json"
@@ -169,7 +101,7 @@ def _metrics(folder: Path, mark: str) -> dict[str, float]:
     metrics = json.loads(path.read_bytes())
     if metrics["fingerprint"] != mark:
         return {}
-    return {f"{metrics['split']}_{name}": metrics[name] for name in METRICS}
+    return {f"{metrics['split']}_{name}": metrics[name] for name in METRICS if metrics[name] is not None}
 
 
 def main(argv: Sequence[str]) -> int:

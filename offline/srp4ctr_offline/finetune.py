@@ -8,51 +8,48 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
-from torch import nn
-from tqdm import tqdm
 
+from srp4ctr.contract.errors import DataError
 from srp4ctr.nn.model import Srp4Ctr
 from srp4ctr.nn.objectives import drop_to_unknown
 from srp4ctr_offline.batches import by_length, folded
-from srp4ctr_offline.checkpoint import load_matching, new_model, save_model
+from srp4ctr_offline.checkpoint import load_model, new_model, save_model
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.metrics import auc, calibration_curve
-from srp4ctr_offline.plots import plot_calibration, plot_losses
+from srp4ctr_offline.plots import plot_calibration, plot_epochs
 from srp4ctr_offline.predict import predict, predict_logits
-from srp4ctr_offline.prepared import VALID, Ints, Prepared
-from srp4ctr_offline.pretrain import History, optimizer_for, write_metrics
+from srp4ctr_offline.prepared import TRAIN, VALID, Ints, Prepared
 from srp4ctr_offline.run import job_parser, resolve, seed_everything, start_stage
+from srp4ctr_offline.training import History, Trainer, write_metrics
 
 
 def finetune(config: RunConfig, prepared: Prepared, model: Srp4Ctr) -> History:
     """Train `model` in place on the training rows; it ends with its best epoch's weights, calibrated."""
+    for name in (TRAIN, VALID):
+        if len(np.unique(prepared.rows.label[prepared.rows.of(name)])) < 2:
+            raise DataError(f"all {name} rows have one label; a model needs both to learn from")
     options = config.finetune
     generator = seed_everything(config)
     gentle = [*model.encoder.parameters(), *model.items.parameters()]
     rest = [p for p in model.parameters() if not any(p is one for one in gentle)]
-    groups: list[dict[str, object]] = [{"params": gentle, "scale": options.encoder_rate}, {"params": rest}]
     steps = -(
         -len(folded(prepared, options.rows_per_history, np.random.default_rng(0))[0]) // options.batch_size
     )
-    optimizer, schedule = optimizer_for(groups, options, options.epochs * (steps + 1))
     history: History = [{"epoch": 0} | _validate(model, prepared)]
     best = _Best(model, history[0]["valid"])
-    progress = tqdm(range(options.epochs), desc="fine-tuning", unit="epoch")
-    for epoch in progress:
-        model.train()
-        rows, cuts = folded(prepared, options.rows_per_history, generator)
-        losses = []
-        for batch in by_length(prepared.lengths(cuts), options.batch_size, generator):
-            loss = _loss(model, prepared, rows[batch], cuts[batch], options.unknown_rate)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
-        history.append({"epoch": epoch + 1, "train": float(np.mean(losses))} | _validate(model, prepared))
-        progress.set_postfix(valid=f"{history[-1]['valid']:.4f}", valid_auc=f"{history[-1]['valid_auc']:.4f}")
-        best.offer(model, history[-1]["valid"])
+    with Trainer("fine-tuning", [(gentle, options.encoder_rate), (rest, 1.0)], options, steps) as trainer:
+        for epoch in range(options.epochs):
+            model.train()
+            rows, cuts = folded(prepared, options.rows_per_history, generator)
+            losses = []
+            for batch in by_length(prepared.lengths(cuts), options.batch_size, generator):
+                loss = _loss(model, prepared, rows[batch], cuts[batch], options.unknown_rate)
+                trainer.step(loss)
+                losses.append(loss.item())
+            validated = _validate(model, prepared)
+            history.append({"epoch": epoch + 1, "train": float(np.mean(losses))} | validated)
+            trainer.show(validated)
+            best.offer(model, validated["valid"])
     model.load_state_dict(best.weights)
     calibrate(model.eval(), prepared)
     return history
@@ -104,7 +101,13 @@ def calibrate(model: Srp4Ctr, prepared: Prepared) -> None:
     valid = prepared.rows.of(VALID)
     logit = predict_logits(model, prepared, valid).astype(np.float64)[:, None]
     fitted = LogisticRegression(C=np.inf).fit(logit, prepared.rows.label[valid])
-    model.calibration_scale.fill_(float(fitted.coef_[0, 0]))
+    scale = float(fitted.coef_[0, 0])
+    if scale <= 0:
+        raise DataError(
+            "the model ranks validation rows no better than chance, so that calibrating it would turn its ranking "
+            "round; train longer, or look at the labels"
+        )
+    model.calibration_scale.fill_(scale)
     model.calibration_bias.fill_(float(fitted.intercept_[0]))
 
 
@@ -127,11 +130,12 @@ def main(argv: Sequence[str]) -> int:
         seed_everything(config)
         model = new_model(config, prepared)
     else:
-        model = load_matching(folder / "pretrain", "pretrain", config, prepared)
+        model = load_model(folder / "pretrain", "pretrain", config, prepared)
     history = finetune(config, prepared, model)
-    save_model(model, stage)
+    save_model(model, prepared.transforms, stage)
     write_metrics(stage, history, time.monotonic() - began)
-    plot_losses(history, stage / "loss.png", "Fine-tuning")
+    panels = [["train", "valid"], ["valid_auc"]]
+    plot_epochs(history, panels, stage / "loss.png", "Fine-tuning: logloss and AUC")
     valid = prepared.rows.of(VALID)
     curve = calibration_curve(prepared.rows.label[valid], predict(model, prepared, valid))
     plot_calibration({"validation rows": curve}, stage / "calibration.png", "Calibration on validation rows")

@@ -60,20 +60,18 @@ class Quality:
         return np.percentile(self.draws, [2.5, 97.5], axis=0).T
 
     def as_dict(self) -> dict[str, Any]:
-        """Metrics by name, and `<name>_95` intervals."""
+        """Metrics by name, and `<name>_95` intervals; None for what these rows do not define."""
         interval = self.interval()
-        result: dict[str, Any] = {name: round(float(self.value[i]), 6) for i, name in enumerate(METRICS)}
-        return result | {
-            f"{name}_95": [round(float(x), 6) for x in interval[i]] for i, name in enumerate(METRICS)
-        }
+        result: dict[str, Any] = {name: _number(self.value[i]) for i, name in enumerate(METRICS)}
+        return result | {f"{name}_95": [_number(x) for x in interval[i]] for i, name in enumerate(METRICS)}
 
     def difference(self, other: "Quality") -> dict[str, Any]:
         """This minus the other, paired: both must come from one `evaluate_rows` of the same rows and seed."""
         low, high = np.percentile(self.draws - other.draws, [2.5, 97.5], axis=0)
         return {
             name: {
-                "difference": round(float(self.value[i] - other.value[i]), 6),
-                "interval_95": [round(float(low[i]), 6), round(float(high[i]), 6)],
+                "difference": _number(self.value[i] - other.value[i]),
+                "interval_95": [_number(low[i]), _number(high[i])],
             }
             for i, name in enumerate(METRICS)
         }
@@ -118,6 +116,10 @@ def calibration_curve(label: Labels, probability: Floats) -> Floats:
     predicted = np.bincount(bin_of, probability, BINS)[kept] / rows[kept]
     clicked = np.bincount(bin_of, label, BINS)[kept] / rows[kept]
     return np.stack([predicted, clicked, rows[kept].astype(float)], axis=1)
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
 
 
 def _groups(place: NDArray[np.integer[Any]], groups: int) -> list[NDArray[np.int64]]:

@@ -11,26 +11,24 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-NOT_LOSSES = ("epoch", "padding_share", "valid_auc")
 
-
-def plot_losses(history: list[dict[str, float]], path: Path, title: str) -> None:
-    """Losses by epoch; `total` and single ones, whatever the history holds."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name in history[-1]:
-        if name not in NOT_LOSSES:
-            rows = [row for row in history if name in row]
-            axes.plot(
-                [row["epoch"] for row in rows],
-                [row[name] for row in rows],
-                marker="o",
-                markersize=3,
-                label=name,
-            )
-    axes.set(title=title, xlabel="epoch", ylabel="loss (mean of the epoch)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize=8)
+def plot_epochs(history: list[dict[str, float]], panels: list[list[str]], path: Path, title: str) -> None:
+    """Values by epoch, those that can be compared in one panel; an epoch that lacks a value is left out."""
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (3.4 * columns, 2.7 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axes, names in zip(grid.flat, panels, strict=False):
+        for name in names:
+            points = [(row["epoch"], row[name]) for row in history if name in row]
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch")
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize=8)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

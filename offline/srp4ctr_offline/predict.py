@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from srp4ctr.nn.model import Srp4Ctr
 from srp4ctr_offline.prepared import Ints, Prepared
@@ -11,14 +12,17 @@ BATCH = 512
 
 
 @torch.no_grad()
-def predict_logits(model: Srp4Ctr, prepared: Prepared, rows: Ints) -> NDArray[np.float32]:
+def predict_logits(
+    model: Srp4Ctr, prepared: Prepared, rows: Ints, *, progress: bool = False
+) -> NDArray[np.float32]:
     """Uncalibrated logits [R] of rows [R], in evaluation mode; histories of similar length share a batch."""
     was_training = model.training
     model.eval()
     logits = np.empty(len(rows), np.float32)
     table = prepared.rows
     order = np.argsort(prepared.lengths(table.cut[rows]), kind="stable")
-    for at in range(0, len(rows), BATCH):
+    steps = range(0, len(rows), BATCH)
+    for at in tqdm(steps, desc="predicting", unit=f" x {BATCH} rows", disable=not progress):
         places = order[at : at + BATCH]
         row = rows[places]
         users = table.user[row]
@@ -36,7 +40,7 @@ def predict_logits(model: Srp4Ctr, prepared: Prepared, rows: Ints) -> NDArray[np
 
 
 @torch.no_grad()
-def predict(model: Srp4Ctr, prepared: Prepared, rows: Ints) -> NDArray[np.float64]:
+def predict(model: Srp4Ctr, prepared: Prepared, rows: Ints, *, progress: bool = False) -> NDArray[np.float64]:
     """Calibrated click probabilities [R] of rows [R]."""
-    logits = torch.from_numpy(predict_logits(model, prepared, rows))
+    logits = torch.from_numpy(predict_logits(model, prepared, rows, progress=progress))
     return model.calibrate(logits).numpy().astype(np.float64)

@@ -36,6 +36,9 @@ from srp4ctr_offline.run import job_arguments
 from srp4ctr_offline.source import EVENTS, ITEMS, ROW_ID, ROWS, TABLES, USERS, Source, labels
 from srp4ctr_offline.timeline import Timeline, is_train, split_rows
 
+# No feature can be called so.
+_PLACE = "place among the ids"
+
 
 def prepare(config: RunConfig) -> Prepared:
     """Read the tables of a run and encode them."""
@@ -54,7 +57,9 @@ def prepare(config: RunConfig) -> Prepared:
     label = labels(frames[ROWS][schema.label], ROWS)
     row_item = source.item_of[ROWS] + 1
     rows = Rows(
-        row_id=frames[ROWS][ROW_ID].to_numpy() if ROW_ID in frames[ROWS].columns else np.arange(len(label)),
+        row_id=frames[ROWS][ROW_ID].cast(pl.Int64).to_numpy()
+        if ROW_ID in frames[ROWS].columns
+        else np.arange(len(label)),
         user=source.user_of[ROWS],
         item=row_item,
         cut=timeline.cut,
@@ -130,9 +135,9 @@ def _events(schema: FeatureSchema, transforms: Transforms, source: Source, timel
 
 def _align(frame: pl.DataFrame, place: NDArray[np.int32], ids: Texts, key: str) -> pl.DataFrame:
     """The table's rows in the order of `ids`, rows of nulls where it has none; `key` holds the ids' texts."""
-    wanted = pl.DataFrame({key: [value.decode() for value in ids.tolist()]}).with_row_index("place")
-    keyed = frame.drop(key, strict=False).with_columns(pl.Series("place", place).cast(pl.UInt32))
-    return wanted.join(keyed, on="place", how="left", maintain_order="left").drop("place")
+    wanted = pl.DataFrame({key: [value.decode() for value in ids.tolist()]}).with_row_index(_PLACE)
+    keyed = frame.drop(key, strict=False).with_columns(pl.Series(_PLACE, place).cast(pl.UInt32))
+    return wanted.join(keyed, on=_PLACE, how="left", maintain_order="left").drop(_PLACE)
 
 
 def _encode(transforms: Transforms, group: str, frame: pl.DataFrame, table: str) -> Codes:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -112,15 +113,19 @@ class Prepared:
         return Histories(items, behaviours, np.where(padding, np.int8(-1), self.events.label[index]))
 
     def save(self, folder: Path) -> None:
-        """Write everything below `folder`."""
-        self.transforms.save(folder)
-        self.items.save(folder / "items")
+        """Write everything into `folder`, in place of what was there: first beside it, so that nothing mixes."""
+        draft = folder.with_name(f".{folder.name}-draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        self.transforms.save(draft)
+        self.items.save(draft / "items")
         for name in ("events", "rows", "users"):
             part = getattr(self, name)
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            (draft / name).mkdir()
             for field in dataclasses.fields(part):
-                np.save(folder / name / f"{field.name}.npy", getattr(part, field.name))
-        (folder / "report.json").write_text(json.dumps(self.report, indent=1))
+                np.save(draft / name / f"{field.name}.npy", getattr(part, field.name))
+        (draft / "report.json").write_text(json.dumps(self.report, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -116,6 +116,10 @@ def main(argv: Sequence[str]) -> int:
     seconds = time.monotonic() - began
     rate = done.users / seconds
     write_json(
+        folder / "publish" / "config.json",
+        {"version": arguments.version, "namespace": settings.namespace, "threads": arguments.threads},
+    )
+    write_json(
         folder / "publish" / "metrics.json",
         {
             "version": done.version,

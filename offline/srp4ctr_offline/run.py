@@ -48,7 +48,7 @@ def seed_everything(config: RunConfig) -> np.random.Generator:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that people may read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1) + "\n")
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def start_stage(folder: Path, config: RunConfig) -> Path:

@@ -34,7 +34,7 @@ class Source:
     items: Texts
     user_of: dict[str, NDArray[np.int32]]
     item_of: dict[str, NDArray[np.int32]]
-    order: dict[str, NDArray[np.float64]]
+    order: dict[str, NDArray[np.int64] | NDArray[np.float64]]
 
     @classmethod
     def read(cls, config: RunConfig) -> Self:
@@ -42,7 +42,7 @@ class Source:
         schema, tables = config.features, config.tables
         frames = {
             EVENTS: _read(tables, tables.events, _event_columns(schema)),
-            ROWS: _read(tables, tables.rows, _row_columns(config), ROW_ID),
+            ROWS: _checked_row_ids(_read(tables, tables.rows, _row_columns(config), ROW_ID)),
             ITEMS: _read(tables, tables.items, _feature_columns(schema.item_id, schema.item_attributes)),
             USERS: _read(tables, tables.users, _feature_columns(schema.user_id, schema.user_features)),
         }
@@ -56,7 +56,11 @@ class Source:
         users, user_of = _places(user_texts)
         items, item_of = _places(item_texts)
         order = {t: _order(frames[t][schema.order], t) for t in (EVENTS, ROWS)}
-        return cls(frames, tables.events == tables.rows, users, items, user_of, item_of, order)
+        if order[EVENTS].dtype != order[ROWS].dtype:
+            raise DataError(
+                f"{schema.order}: integers in one of events and rows, fractions in the other; use one kind"
+            )
+        return cls(frames, tables.one_file, users, items, user_of, item_of, order)
 
 
 def labels(column: pl.Series, table: str) -> NDArray[np.int8]:
@@ -69,20 +73,31 @@ def labels(column: pl.Series, table: str) -> NDArray[np.int8]:
     return column.cast(pl.Int8).to_numpy()
 
 
+def _checked_row_ids(rows: pl.DataFrame) -> pl.DataFrame:
+    if ROW_ID in rows.columns:
+        column = rows[ROW_ID]
+        if not column.dtype.is_integer() or column.null_count() or column.n_unique() < len(column):
+            raise DataError(
+                f"{ROWS}.{ROW_ID}: must be integers, each once, and never null; or leave the column out"
+            )
+    return rows
+
+
 def _places(texts: dict[str, Texts]) -> tuple[Texts, dict[str, NDArray[np.int32]]]:
     distinct = np.unique(np.concatenate(list(texts.values())))
     return distinct, {table: np.searchsorted(distinct, own).astype(np.int32) for table, own in texts.items()}
 
 
-def _order(column: pl.Series, table: str) -> NDArray[np.float64]:
-    order = numbers_of(column, table)
-    missing = int(np.isnan(order).sum())
+def _order(column: pl.Series, table: str) -> NDArray[np.int64] | NDArray[np.float64]:
+    numbers = numbers_of(column, table)
+    missing = int(np.isnan(numbers).sum())
     if missing:
         raise DataError(
             f"{table}.{column.name}: {missing} rows have no order, so that they have no place in a history; "
             "drop them, or give them one that their label did not decide"
         )
-    return order
+    # As float64, neighbouring nanoseconds would be one moment.
+    return column.cast(pl.Int64).to_numpy() if column.dtype.is_integer() else numbers
 
 
 def _read(tables: Tables, file: str, needed: dict[str, str], optional: str | None = None) -> pl.DataFrame:

@@ -33,7 +33,6 @@ class Answer:
 
     def body(self, request_id: str) -> bytes:
         """The ScoreResponse as JSON, without a Python object per candidate."""
-        used = self.tier == "full"
         return orjson.dumps(
             {
                 "request_id": request_id,
@@ -41,7 +40,7 @@ class Answer:
                 "scores": self.scores,
                 "user_state": {
                     "status": self.view.status,
-                    "age_ms": self.view.age_ms if used else None,
+                    "age_ms": self.view.age_ms,
                     "events_behind": None,
                 },
                 "tier": self.tier,

@@ -14,7 +14,7 @@ from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.local_redis import LocalRedis
 from srp4ctr.runtime.redis_client import shown
 from srp4ctr.runtime.redis_supervisor import Supervisor
-from srp4ctr.runtime.settings import read_settings
+from srp4ctr.runtime.settings import ENV_PREFIX, read_settings
 from srp4ctr_service import logs
 from srp4ctr_service.app import create_app
 from srp4ctr_service.settings import Settings
@@ -35,13 +35,16 @@ its own, with its data under var/redis, and restarts it when it dies.
 def main(argv: Sequence[str]) -> int:
     """Serve until SIGINT or SIGTERM; 0 after an orderly stop. Raises ConfigError where it cannot listen."""
     parser = argparse.ArgumentParser(
-        prog="srp4ctr serve", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="srp4ctr serve",
+        description=DESCRIPTION,
+        epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name in ("host", "port", "log_level"):
         field = Settings.model_fields[name]
         parser.add_argument(
             f"--{name.replace('_', '-')}",
-            help=f"{field.description} (SRP4CTR_{name.upper()}; {field.default})",
+            help=f"{field.description} ({ENV_PREFIX}{name.upper()}; {field.default})",
         )
     arguments = parser.parse_args(argv)
     settings = read_settings(Settings, **vars(arguments))
@@ -55,6 +58,15 @@ def main(argv: Sequence[str]) -> int:
         with _signals_end_only_the_server():
             server.run(sockets=[listener])
     return 0
+
+
+def settings_help() -> str:
+    """Every setting's variable with its default, and below it what it is."""
+    lines = ["all settings, by environment variable (default):"]
+    for name, field in Settings.model_fields.items():
+        default = "unset" if field.default is None else field.default
+        lines += [f"  {ENV_PREFIX}{name.upper()} ({default})", f"      {field.description}"]
+    return "\n".join(lines)
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -27,12 +27,14 @@ class Settings(StoreSettings):
     )
 
     redis_score_timeout_ms: int = Field(
-        default=25, gt=0, description="limit for reading a user's state while scoring, milliseconds"
+        default=25,
+        gt=0,
+        description="limit for Redis to answer one read of user states while scoring, milliseconds",
     )
     redis_probe_every_ms: int = Field(
         default=200,
         gt=0,
-        description="while Redis is lost, only one request in this time tries it; the others do not wait",
+        description="while Redis is lost, only one request in this time tries it and the others do not wait, milliseconds",
     )
     stale_after_s: float = Field(
         default=86_400, gt=0, description="a user's state that is older is used, and called stale; seconds"

@@ -71,7 +71,7 @@ class Versions:
             if self._model is None:
                 self._say("no version has been activated; run: srp4ctr activate")
             return
-        if self._model is not None and self._model.bundle.manifest.fingerprint == active.fingerprint:
+        if self._model is not None and _is(self._model, active):
             self.trouble = None
             return
         if active == self._refused and time.monotonic() < self._retry_at:
@@ -102,6 +102,12 @@ class Versions:
         self.trouble = trouble
 
 
+def _is(model: ServedModel, active: Active) -> bool:
+    # Versions may share a fingerprint: the same weights with a newer catalogue.
+    manifest = model.bundle.manifest
+    return (manifest.version, manifest.fingerprint) == (active.version, active.fingerprint)
+
+
 def _open(settings: Settings, active: Active) -> ServedModel:
     if not _VERSION.fullmatch(active.version):
         raise BundleError(f"{active.version!r} is active, and is not the name of a bundle")
@@ -112,9 +118,10 @@ def _open(settings: Settings, active: Active) -> ServedModel:
     except Exception as error:
         # Whatever a damaged bundle makes ONNX Runtime or numpy raise must not end the loop that would mend it.
         raise BundleError(f"the bundle {active.version} cannot be loaded: {error}") from error
-    if model.bundle.manifest.fingerprint != active.fingerprint:
+    if not _is(model, active):
         raise BundleError(
-            f"{active.version} is active with the fingerprint {active.fingerprint[:12]}, and the bundle here has "
-            f"{model.bundle.manifest.fingerprint[:12]}; copy the right one here, or publish and activate this one"
+            f"{active.version} is active with the fingerprint {active.fingerprint[:12]}, and the bundle here is "
+            f"{model.version} with {model.bundle.manifest.fingerprint[:12]}; copy the right one here, or publish and "
+            "activate this one"
         )
     return model

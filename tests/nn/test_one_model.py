@@ -33,7 +33,7 @@ examples = settings(
 @pytest.fixture(scope="module")
 def model(tiny) -> Srp4Ctr:
     """The tiny run's fine-tuned model."""
-    return load_model(tiny.run / "finetune", "finetune")
+    return load_model(tiny.run / "finetune", "finetune", tiny.config, tiny.prepared)
 
 
 @pytest.fixture(scope="module")

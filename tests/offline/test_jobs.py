@@ -1,8 +1,11 @@
 """The jobs as a person runs them: by command, on a small real run."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -16,20 +19,27 @@ from srp4ctr.contract.errors import (
     VersionIncomplete,
 )
 from srp4ctr.contract.keys import Keys
+from srp4ctr.contract.vocabulary import Vocabulary
 from srp4ctr.nn.export import EncoderGraph, ScorerGraph, export_graph
-from srp4ctr.runtime.bundle import Bundle, find_bundle
+from srp4ctr.runtime.bundle import Bundle, ItemTable, find_bundle
 from srp4ctr.runtime.redis_client import connect
+from srp4ctr.runtime.sessions import OnnxScorer
 from srp4ctr.runtime.settings import StoreSettings
 from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_offline.batches import folded, windows
-from srp4ctr_offline.checkpoint import fingerprint, load_matching, load_model, new_model
-from srp4ctr_offline.config import load_config
-from srp4ctr_offline.export import compare, export
+from srp4ctr_offline.checkpoint import fingerprint, load_model, new_model, save_model
+from srp4ctr_offline.config import RunConfig, load_config
+from srp4ctr_offline.evaluate import run as evaluate_run
+from srp4ctr_offline.export import export
 from srp4ctr_offline.finetune import finetune
 from srp4ctr_offline.metrics import auc
+from srp4ctr_offline.parity import compare
 from srp4ctr_offline.predict import predict
+from srp4ctr_offline.prepare import prepare
+from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.pretrain import pretrain
 from srp4ctr_offline.publish import publish
+from srp4ctr_offline.run import start_stage
 
 
 @pytest.fixture
@@ -58,14 +68,21 @@ def test_training_learns(tiny) -> None:
     label = tiny.prepared.rows.label[rows]
     torch.manual_seed(0)
     fresh = auc(label, predict(new_model(tiny.config, tiny.prepared).eval(), tiny.prepared, rows))
-    trained = auc(label, predict(load_model(tiny.run / "finetune", "finetune"), tiny.prepared, rows))
+    trained = auc(
+        label,
+        predict(
+            load_model(tiny.run / "finetune", "finetune", tiny.config, tiny.prepared), tiny.prepared, rows
+        ),
+    )
     assert trained > max(fresh, 0.5) + 0.02
 
 
 def test_calibration_makes_the_mean_right(tiny) -> None:
     """On the rows that it was fitted on, the calibrated mean prediction is the click rate."""
     rows = tiny.prepared.rows.of("valid")
-    chances = predict(load_model(tiny.run / "finetune", "finetune"), tiny.prepared, rows)
+    chances = predict(
+        load_model(tiny.run / "finetune", "finetune", tiny.config, tiny.prepared), tiny.prepared, rows
+    )
     assert chances.mean() == pytest.approx(tiny.prepared.rows.label[rows].mean(), abs=1e-3)
 
 
@@ -133,7 +150,7 @@ def test_bundle_is_sealed(tiny, tmp_path) -> None:
 
 def test_export_refuses_a_graph_that_computes_something_else(tiny, tmp_path) -> None:
     """Graphs of other weights than the model's are noticed before a bundle is made of them."""
-    model = load_model(tiny.run / "finetune", "finetune")
+    model = load_model(tiny.run / "finetune", "finetune", tiny.config, tiny.prepared)
     encoder, scorer = EncoderGraph(model), ScorerGraph(model)
     export_graph(encoder, tmp_path / "encoder.onnx")
     export_graph(scorer, tmp_path / "scorer.onnx")
@@ -195,12 +212,117 @@ def test_jobs_out_of_order_say_what_to_run(tiny, tmp_path, capsys) -> None:
         assert f"srp4ctr {missing} CONFIG" in capsys.readouterr().err
 
 
-def test_changed_sizes_are_noticed(tiny) -> None:
-    """A model of another [model] section is refused rather than loaded wrongly."""
+def test_weights_of_other_data_are_refused(tiny) -> None:
+    """Weights are not loaded for another [model] section, nor for data whose codes mean something else."""
     sizes = tiny.config.model.model_copy(update={"width": 32})
+    other = tiny.config.model_copy(update={"model": sizes})
     with pytest.raises(DataError, match="run srp4ctr finetune CONFIG again"):
-        load_matching(
-            tiny.run / "finetune", "finetune", tiny.config.model_copy(update={"model": sizes}), tiny.prepared
+        load_model(tiny.run / "finetune", "finetune", other, tiny.prepared)
+    transforms = tiny.prepared.transforms
+    renamed = {**transforms.vocabularies}
+    renamed["item.id"] = Vocabulary(np.char.replace(renamed["item.id"].values, b"i", b"j"))
+    prepared = dataclasses.replace(
+        tiny.prepared, transforms=dataclasses.replace(transforms, vocabularies=renamed)
+    )
+    with pytest.raises(DataError, match="made for other data"):
+        load_model(tiny.run / "finetune", "finetune", tiny.config, prepared)
+
+
+def test_a_new_catalogue_is_a_new_version(tiny, tmp_path) -> None:
+    """The same weights with another item table are another version of the same fingerprint, in its own bundle."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "finetune").symlink_to(tiny.run / "finetune")
+    items = tiny.prepared.items
+    grown = ItemTable(
+        Vocabulary(np.append(items.ids.values, b"zz-new")),
+        np.concatenate([items.codes, items.codes[:1]]),
+        np.append(items.prior, items.prior[0]),
+    )
+    dataclasses.replace(tiny.prepared, items=grown).save(run / "prepared")
+    bundle = export(tiny.config, run, tmp_path / "bundles")
+    assert bundle.manifest.fingerprint == tiny.bundle.manifest.fingerprint
+    assert bundle.manifest.version != tiny.bundle.manifest.version
+    assert bundle.items.rows(np.array([b"zz-new"])).tolist() == [len(items.codes)]
+
+
+def test_bundles_can_be_read_by_other_users(tiny) -> None:
+    """A bundle's folder is readable for services that run as somebody else."""
+    assert tiny.bundle.folder.stat().st_mode & 0o555 == 0o555
+
+
+TABLES = {
+    "user_id": ["a"] * 6 + ["b"] * 6,
+    "item_id": list("uv") * 6,
+    "order": list(range(6)) * 2,
+    "label": [0, 1] * 6,
+    "split": ["train"] * 3 + ["valid"] * 2 + ["test"] + ["train"] * 3 + ["valid"] * 2 + ["test"],
+    "rating": [1, 5, 4, 2, 3, 5] * 2,
+}
+
+
+def run_bare(folder: Path, rows: pl.DataFrame, **schema) -> Bundle:
+    """Take hand-made rows, which are events too, through every training job to a bundle."""
+    rows.write_parquet(folder / "rows.parquet")
+    for name in ("item", "user"):
+        rows.select(pl.col(f"{name}_id").unique()).write_parquet(folder / f"{name}s.parquet")
+    config = RunConfig.model_validate(
+        {
+            "name": "bare",
+            "threads": 1,
+            "tables": {"folder": folder, "events": "rows.parquet"},
+            "schema": schema,
+            "split": {"rule": "column"},
+            "model": {
+                "width": 8,
+                "heads": 2,
+                "layers": 1,
+                "query_tokens": 2,
+                "cross_layers": 1,
+                "tower": [4],
+            },
+            "pretrain": {"epochs": 1},
+            "finetune": {"epochs": 30, "learning_rate": 0.02},
+        }
+    )
+    prepared = prepare(config)
+    prepared.save(folder / "run" / "prepared")
+    model, _ = pretrain(config, prepared)
+    finetune(config, prepared, model)
+    stage = start_stage(folder / "run" / "finetune", config)
+    save_model(model, prepared.transforms, stage)
+    evaluate_run(config, folder / "run", "test")
+    return export(config, folder / "run", folder / "bundles")
+
+
+def test_a_schema_of_ids_alone(tmp_path, store) -> None:
+    """Without attributes, behaviours, user and context features the chain still ends in published states.
+
+    No test user has both labels, so that GAUC is not defined, and the bundle says nothing of it.
+    """
+    bundle = run_bare(tmp_path, pl.DataFrame(TABLES), max_events=2)
+    assert [one.name for one in bundle.manifest.scorer.inputs] == ["tokens", "item_codes"]
+    assert "test_gauc" not in bundle.manifest.metrics
+    assert "test_logloss" in bundle.manifest.metrics
+    prepared = Prepared.load(tmp_path / "run" / "prepared")
+    assert publish(bundle, prepared, store).users == 2
+    score = OnnxScorer(bundle)(bundle.cold_state, prepared.items.codes, np.empty(0, np.int32))
+    assert np.isfinite(score).all()
+
+
+def test_nothing_to_learn_from_is_said(tmp_path) -> None:
+    """No training events, or one label only, end with an error that says so, and not somewhere in the middle."""
+    first = pl.DataFrame(TABLES).with_columns(split=pl.lit("valid"))
+    first[0, "split"], first[11, "split"] = "train", "test"
+    late = first.with_columns(order=pl.when(pl.col("split") == "train").then(99).otherwise("order"))
+    with pytest.raises(DataError, match="no training events"):
+        run_bare(tmp_path, late)
+    with pytest.raises(DataError, match="all train rows have one label"):
+        run_bare(
+            tmp_path,
+            pl.DataFrame(TABLES).with_columns(
+                label=pl.when(pl.col("split") == "train").then(1).otherwise("label")
+            ),
         )
 
 

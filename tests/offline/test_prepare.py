@@ -219,9 +219,23 @@ GOOD = {
 }
 
 
+GOOD_BOTH = {
+    "user_id": ["u"] * 5,
+    "item_id": list("abcde"),
+    "order": [1, 2, 3, 4, 5],
+    "label": [0, 1, 0, 1, 0],
+    "split": ["train", "train", "valid", "valid", "test"],
+    "rating": [1, 2, 3, 4, 5],
+}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"item_id": ["a", "b" * 257, "c"]}, r"item_id: a value has more than 256 characters"),
+        ({"rating": ["x" * 1001, "y", "z"]}, r"rating: a value has more than 1000 characters"),
+        ({"row_id": ["1", "2", "3"]}, r"rows\.row_id: must be integers"),
+        ({"row_id": [1, 1, 3]}, r"rows\.row_id: must be integers, each once"),
         ({"label": [0, 2, 0]}, r"rows\.label: a label must be 0 or 1, and 1 are not"),
         ({"label": [0, None, 0]}, r"rows\.label"),
         ({"order": [1, None, 3]}, r"rows\.order|events\.order: 1 rows have no order"),
@@ -243,6 +257,62 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, change, message) -> None:
     write_tables(tmp_path, rows)
     with pytest.raises(DataError, match=message):
         prepare(config_for(tmp_path, one_file=True))
+
+
+def test_orders_are_exact(tmp_path) -> None:
+    """Integer orders are compared as integers: events a nanosecond apart, rows reversed, keep their order."""
+    orders = [10**18 + i for i in range(6)][::-1]
+    split = ["test", "valid", "valid", "train", "train", "train"]
+    write_tables(
+        tmp_path,
+        table(user_id=[1] * 6, item_id=list("fedcba"), order=orders, label=[0, 1, 0, 1, 0, 1], split=split),
+    )
+    prepared = prepare(config_for(tmp_path, one_file=True))
+    assert [history_of(prepared, row) for row in range(6)] == [
+        list("abcde"[max(0, n - 4) : n]) for n in range(6)
+    ][::-1]
+
+
+def test_one_file_by_another_name(tmp_path) -> None:
+    """Events and rows are one file also where the configuration spells its name in two ways."""
+    rows = table(
+        user_id=[1] * 5,
+        item_id=list("abcde"),
+        order=[1, 1, 1, 2, 3],
+        label=[0, 1, 0, 1, 1],
+        split=["train"] * 2 + ["valid"] * 2 + ["test"],
+    )
+    write_tables(tmp_path, rows)
+    config = config_for(tmp_path, one_file=True)
+    tables = config.tables.model_copy(update={"events": "./rows.parquet"})
+    prepared = prepare(config.model_copy(update={"tables": tables}))
+    assert history_of(prepared, 2) == ["a", "b"]
+
+
+def test_a_rows_own_outcome_is_no_context(tmp_path) -> None:
+    """Where each row is an event, its behaviour cannot be declared context: it would tell the label."""
+    with pytest.raises(ValueError, match="would tell its label"):
+        config_for(tmp_path, one_file=True, context_features=[{"name": "rating", "type": "categorical"}])
+
+
+def test_features_may_have_any_name(tmp_path) -> None:
+    """A user feature called like one of our own columns is an ordinary feature."""
+    write_tables(tmp_path, table(**GOOD_BOTH))
+    users = pl.read_parquet(tmp_path / "users.parquet")
+    users.with_columns(place=pl.lit("here"), index=pl.lit(1)).write_parquet(tmp_path / "users.parquet")
+    features = [{"name": name, "type": "categorical"} for name in ("place", "index")]
+    assert prepare(config_for(tmp_path, one_file=True, user_features=features)).users.codes.tolist() == [
+        [2, 2]
+    ]
+
+
+def test_preparing_again_leaves_nothing_behind(tmp_path) -> None:
+    """Prepared again after a feature was taken out, the data are those of a clean run."""
+    write_tables(tmp_path, table(**GOOD_BOTH, hour=[1, 2, 3, 4, 5]))
+    for features in ([{"name": "hour", "type": "categorical"}], []):
+        prepared = prepare(config_for(tmp_path, one_file=True, context_features=features))
+        prepared.save(tmp_path / "prepared")
+    assert Prepared.load(tmp_path / "prepared").transforms.digest() == prepared.transforms.digest()
 
 
 def test_items_must_be_unique(tmp_path) -> None:

@@ -83,6 +83,23 @@ def test_refused_command_is_unavailable(redis_server):
         assert isinstance(client, redis.Redis)
 
 
+def test_error_without_a_text_is_named():
+    """An error that says nothing is told by its name."""
+    with pytest.raises(StoreUnavailable, match="Redis: TimeoutError"), store_errors():
+        raise TimeoutError
+
+
+def test_all_connections_in_use_are_waited_for(redis_server):
+    """Many more commands at a time than there are connections are all answered."""
+
+    async def scenario():
+        async with connect_async(StoreSettings(), redis_server.url) as client:
+            await client.set("a", "1")
+            return await asyncio.gather(*(client.get("a") for _ in range(600)))
+
+    assert asyncio.run(scenario()) == [b"1"] * 600
+
+
 def test_wrong_setting_names_its_variable(monkeypatch):
     """A setting of the wrong type is a ConfigError that names the environment variable."""
     monkeypatch.setenv("SRP4CTR_REDIS_READ_TIMEOUT_MS", "soon")

@@ -105,9 +105,9 @@ def scorer_graph(bias):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def make_known(bundles: Path, version: str, bias: float) -> Known:
-    """Write a bundle of that version below `bundles`."""
-    fingerprint = hashlib.sha256(version.encode()).digest()
+def make_known(bundles: Path, version: str, bias: float, model: str | None = None) -> Known:
+    """Write a bundle of that version below `bundles`; those of one `model` share a fingerprint."""
+    fingerprint = hashlib.sha256((model or version).encode()).digest()
     draft = bundles / f"draft-{version}"
     vocabularies = {
         "item.id": Vocabulary.fit(to_texts(ITEM_IDS)),
@@ -167,6 +167,12 @@ def first(var_dir) -> Known:
 def second(var_dir) -> Known:
     """Another version, whose scores are all higher."""
     return make_known(var_dir / "bundles", "second", 1.0)
+
+
+@pytest.fixture(scope="session")
+def twin(var_dir) -> Known:
+    """A version of the same model as `first`."""
+    return make_known(var_dir / "bundles", "twin", -1.0, model="first")
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """`srp4ctr doctor`: what it finds, and what it says to do."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from srp4ctr.contract.errors import BundleError
+from srp4ctr.contract.manifest import MANIFEST
+from srp4ctr.runtime.bundle import find_bundle
 from srp4ctr.runtime.local_redis import LocalRedis
 from srp4ctr_service import checks, doctor
 
@@ -54,6 +58,21 @@ def test_missing_bundle(store, examine):
     code, screen = examine()
     assert code == 1
     assert "not ready to serve: bundle" in screen
+
+
+def test_unreadable_bundle(first, activate, short_folder, examine):
+    """A bundle that the system does not let us read is found, with what to do, and not raised."""
+    activate(first)
+    folder = short_folder / "bundles" / "first"
+    shutil.copytree(first.bundle.folder, folder)
+    (folder / MANIFEST).unlink()
+    # Even for root, whom permissions do not stop.
+    (folder / MANIFEST).symlink_to(MANIFEST)
+    code, screen = examine(var_dir=short_folder)
+    assert code == 1
+    assert f"{folder / MANIFEST} cannot be read" in screen
+    with pytest.raises(BundleError, match="cannot be read"):
+        find_bundle("first", short_folder / "bundles")
 
 
 @pytest.mark.usefixtures("second")

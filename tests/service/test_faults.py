@@ -1,8 +1,12 @@
 """Redis gone, hanging or empty: scoring goes on, says so, and recovers by itself."""
 
+import asyncio
+import json
+
 import pytest
 
 from srp4ctr_service.scoring import Scoring
+from srp4ctr_service.states import TIMEOUTS_UNTIL_LOST
 
 GOOD = {"user_id": "1", "item_ids": ["1", "2", "3"]}
 
@@ -35,21 +39,84 @@ def test_hanging_redis_degrades_and_recovers(first, activate, settings, start, r
     wait_until(lambda: client.post("/score", json=GOOD).json()["degraded"] == [])
 
 
-def test_lost_redis_is_not_waited_for_by_everyone(first, activate, settings, start, redis_server):
-    """While Redis hangs, only one request in the probe time waits for it; the others are answered at once."""
+@pytest.fixture
+def never_probing(first, store, activate, settings, start):
+    """A client of a service that, once Redis is lost, would try it again only after an hour."""
+    store.put_many("first", [("1", first.state())])
     activate(first)
-    limit = {"redis_score_timeout_ms": 200, "redis_probe_every_ms": 3_600_000}
-    client = start(settings.model_copy(update=limit))
+    changed = {"redis_score_timeout_ms": 500, "redis_probe_every_ms": 3_600_000}
+    return start(settings.model_copy(update=changed))
+
+
+def test_lost_redis_is_not_waited_for_by_everyone(redis_server, never_probing):
+    """After some late answers in a row Redis is lost: until the next probe nobody tries it, even if it is back."""
     redis_server.pause()
-    for _ in range(5):
-        assert client.post("/score", json=GOOD).json()["degraded"] == ["redis_unavailable"]
-    text = client.get("/metrics").text
-    waited = {
-        line.split()[0]: float(line.split()[1]) for line in text.splitlines() if not line.startswith("#")
-    }
-    quick = waited['srp4ctr_score_seconds_bucket{le="0.1",stage="state"}']
-    assert waited['srp4ctr_score_seconds_count{stage="state"}'] - quick == 1
+    for _ in range(TIMEOUTS_UNTIL_LOST):
+        assert never_probing.post("/score", json=GOOD).json()["degraded"] == ["redis_unavailable"]
     redis_server.resume()
+    for _ in range(5):
+        assert never_probing.post("/score", json=GOOD).json()["degraded"] == ["redis_unavailable"]
+
+
+def test_one_late_answer_is_no_outage(redis_server, never_probing):
+    """A read that times out degrades its own answer, and the next request tries Redis all the same."""
+    redis_server.pause()
+    assert never_probing.post("/score", json=GOOD).json()["degraded"] == ["redis_unavailable"]
+    redis_server.resume()
+    assert never_probing.post("/score", json=GOOD).json()["user_state"]["status"] == "fresh"
+
+
+def test_refused_connection_is_an_outage(redis_server, never_probing):
+    """A Redis that is gone is lost at once."""
+    redis_server.kill()
+    assert never_probing.post("/score", json=GOOD).json()["degraded"] == ["redis_unavailable"]
+    redis_server.start()
+    assert never_probing.post("/score", json=GOOD).json()["degraded"] == ["redis_unavailable"]
+
+
+def score_at_once(client, count):
+    """The answers to that many requests at the same time, each with plenty of time."""
+
+    # httpx takes many times as long for it as the service does.
+    body = json.dumps(GOOD | {"deadline_ms": 60_000}).encode()
+    head = f"POST /score HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+
+    async def post():
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(head.encode() + body)
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+    async def scenario():
+        return await asyncio.gather(*(post() for _ in range(count)))
+
+    return asyncio.run(scenario())
+
+
+def test_burst_does_not_lose_a_healthy_redis(first, store, settings, activate, start):
+    """However busy the service itself is, a Redis that is well is not called unavailable."""
+    store.put_many("first", [("1", first.state())])
+    activate(first)
+    client = start(settings.model_copy(update={"redis_score_timeout_ms": 100}))
+    for _ in range(3):
+        answers = score_at_once(client, 400)
+        assert {answer["user_state"]["status"] for answer in answers} == {"fresh"}
+        assert {answer["tier"] for answer in answers} == {"full"}
+
+
+@pytest.mark.parametrize("fail", ["kill", "pause"])
+def test_burst_on_a_lost_redis(first, store, api, redis_server, wait_until, fail):
+    """When Redis is lost under a burst, every answer is the model's, in time, and says so; then it recovers."""
+    store.put_many("first", [("1", first.state())])
+    getattr(redis_server, fail)()
+    for answer in score_at_once(api, 200):
+        assert answer["degraded"] == ["redis_unavailable"]
+        assert answer["tier"] == "full"
+    {"kill": redis_server.start, "pause": redis_server.resume}[fail]()
+    wait_until(lambda: api.post("/score", json=GOOD).json()["user_state"]["status"] == "fresh")
 
 
 def test_short_deadline_does_not_declare_redis_lost(first, store, score):

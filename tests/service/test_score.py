@@ -96,13 +96,17 @@ def test_foreign_state_is_missing(first, second, store, score):
     assert answer["degraded"] == ["state_foreign"]
 
 
-def test_wrong_type_in_redis_is_survived(first, redis_server, settings, score):
-    """Even a key of another type in a state's place only degrades the answer."""
+def test_wrong_type_in_redis_is_survived(first, store, redis_server, settings, score):
+    """A key of another type in a state's place degrades that user's answers, and nobody else's."""
+    store.put_many("first", [("2", first.state())])
     with redis_server.client() as client:
         client.lpush(Keys(settings.namespace).state("first", "1"), "x")
-    answer = score(item_ids=ITEMS).json()
-    assert answer["scores"] == pytest.approx(first.scores(ITEMS), abs=1e-6)
-    assert answer["user_state"]["status"] == "missing"
+    for _ in range(5):
+        answer = score(item_ids=ITEMS).json()
+        assert answer["scores"] == pytest.approx(first.scores(ITEMS), abs=1e-6)
+        assert answer["user_state"]["status"] == "missing"
+        assert answer["degraded"] == ["state_corrupt"]
+        assert score(user_id="2").json()["user_state"]["status"] == "fresh"
 
 
 def test_deadline_that_cannot_be_met_gives_the_prior(first, store, score):
@@ -118,8 +122,12 @@ def test_deadline_that_cannot_be_met_gives_the_prior(first, store, score):
     assert answer["user_state"]["age_ms"] is None
 
 
-def test_deadline_that_passes_during_the_model_gives_the_prior(first, api, score, monkeypatch):
-    """An answer comes at its deadline though the model still computes, and health checks are answered meanwhile."""
+def test_deadline_that_passes_during_the_model_gives_the_prior(first, store, api, score, monkeypatch):
+    """An answer comes at its deadline though the model still computes, and health checks are answered meanwhile.
+
+    It tells what was known of the user, and by its tier that this was not used.
+    """
+    store.put_many("first", [("1", first.state())])
     go_on = threading.Event()
     compute = ServedModel.score
 
@@ -129,10 +137,12 @@ def test_deadline_that_passes_during_the_model_gives_the_prior(first, api, score
 
     with monkeypatch.context() as patch:
         patch.setattr(ServedModel, "score", slowly)
-        answer = score(item_ids=ITEMS, deadline_ms=200).json()
+        answer = score(item_ids=ITEMS, deadline_ms=2000).json()
         assert api.get("/livez").status_code == 200
         go_on.set()
     assert answer["tier"] == "prior"
+    assert answer["user_state"]["status"] == "fresh"
+    assert answer["user_state"]["age_ms"] >= 0
     assert answer["degraded"] == ["deadline"]
     rows = first.bundle.items.rows(np.array([item.encode() for item in ITEMS]))
     assert answer["scores"] == pytest.approx(first.bundle.items.prior[rows], abs=1e-6)

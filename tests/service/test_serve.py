@@ -16,6 +16,7 @@ from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.local_redis import LocalRedis
 from srp4ctr.runtime.settings import StoreSettings
 from srp4ctr_service.serve import main
+from srp4ctr_service.settings import Settings
 
 LIMIT_S = 60.0
 GOOD = {"user_id": "secretuser", "item_ids": ["1", "2", "secretitem"]}
@@ -128,6 +129,16 @@ def test_taken_port_is_a_clear_error(monkeypatch, short_folder):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="SRP4CTR_PORT"):
         main(["--port", str(taken.getsockname()[1])])
     assert not (short_folder / "redis").exists()
+
+
+def test_help_describes_every_setting(capsys):
+    """`--help` names each setting's variable, its default and what it is."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    for name, field in Settings.model_fields.items():
+        default = "unset" if field.default is None else field.default
+        assert f"  SRP4CTR_{name.upper()} ({default})\n      {field.description}\n" in told
 
 
 @pytest.mark.parametrize(

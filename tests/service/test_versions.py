@@ -1,5 +1,6 @@
 """Which version scores: whole ones only, and one at a time."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,6 +55,24 @@ def test_missing_bundle_leaves_the_old_version(first, store, activate, api, wait
     assert 'srp4ctr_version_loads_total{result="failed"}' in api.get("/metrics").text
     activate(first)
     wait_until(lambda: api.get("/readyz").json()["dependencies"]["model"]["status"] == "ok")
+
+
+def test_version_of_the_same_model_is_followed(first, twin, store, activate, api, wait_until):
+    """A version that shares its fingerprint with the one in place is taken up, with states of its own."""
+    assert twin.bundle.manifest.fingerprint == first.bundle.manifest.fingerprint
+    store.put_many("twin", [("1", twin.state())])
+    activate(twin)
+    wait_until(lambda: api.get("/model").json()["version"] == "twin")
+    assert api.post("/score", json=GOOD).json()["user_state"]["status"] == "fresh"
+
+
+def test_renamed_bundle_is_not_served(first, var_dir, store, api, wait_until):
+    """A bundle in the folder of another version is refused, for it would read that version's states."""
+    shutil.copytree(first.bundle.folder, var_dir / "bundles" / "renamed")
+    store.mark_published("renamed", first.bundle.manifest.fingerprint, 0)
+    store.activate("renamed", first.bundle.manifest.fingerprint)
+    wait_until(lambda: "the bundle here is first" in api.get("/readyz").text)
+    assert api.post("/score", json=GOOD).json()["model_version"] == "first"
 
 
 @pytest.mark.usefixtures("second")

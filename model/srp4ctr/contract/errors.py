@@ -16,6 +16,7 @@
     ├── StoreError             something is wrong with what Redis holds
     │   ├── StoreUnavailable   Redis did not answer within its time limit
     │   └── VersionIncomplete  a version whose publishing has not been completed
+    ├── ServiceNotReady        a service started as a process did not become ready
     └── DependencyMissing      an optional dependency is not installed; names the extra
 
 Bugs of our own are `assert`s, never one of these.
@@ -93,6 +94,10 @@ class StoreUnavailable(StoreError):  # noqa: N818
 
 class VersionIncomplete(StoreError):  # noqa: N818
     """A version whose publishing has not been completed."""
+
+
+class ServiceNotReady(Srp4ctrError):  # noqa: N818
+    """A service that was started as a process did not become ready."""
 
 
 class DependencyMissing(Srp4ctrError):  # noqa: N818

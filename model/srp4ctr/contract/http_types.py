@@ -46,13 +46,13 @@ class ScoreRequest(Body):
 
 
 class UserStateInfo(BaseModel):
-    """What was known of the user when the candidates were scored."""
+    """What was known of the user; `tier` tells whether the scores come from it."""
 
     status: StateStatus = Field(
-        description="fresh: a state was used. stale: one older than the service's limit was used. cold: the user "
-        "has no history. missing: there may be a state, but it could not be read or used"
+        description="fresh: the user's state was read. stale: so was one older than the service's limit. cold: the user "
+        "has no history. missing: there may be a state, but it could not be read in time or is not valid"
     )
-    age_ms: int | None = Field(description="since the state was encoded; null where none was used")
+    age_ms: int | None = Field(description="since the state was encoded; null where none was read")
     events_behind: int | None = Field(
         description="acknowledged events that the state lacks; null where that is not known"
     )
@@ -66,7 +66,8 @@ class ScoreResponse(BaseModel):
     scores: list[float] = Field(description="aligned with item_ids")
     user_state: UserStateInfo
     tier: Tier = Field(
-        description="full: the model's. prior: the items' own click rates, the user not considered"
+        description="full: the model's, from that user state or, where there is none, the cold one. "
+        "prior: the items' own click rates, the user not considered"
     )
     degraded: list[Degradation] = Field(description="why the answer is not all that it could be")
     unknown_items: list[int] = Field(description="places in item_ids of items that the catalogue lacks")

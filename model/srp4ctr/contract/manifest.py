@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from srp4ctr.contract.schema import Name, Strict
+from srp4ctr.contract.schema import Strict
 from srp4ctr.contract.state import StateLayout
 
 FORMAT_VERSION: Literal[1] = 1
@@ -53,7 +53,7 @@ class Manifest(Strict):
 
     format_version: Literal[1] = FORMAT_VERSION
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    name: Name | str
+    name: str
     created_at: str
     fingerprint: str = Field(
         pattern=r"^[0-9a-f]{64}$", description="SHA-256 of schema, vocabularies, weights"

@@ -65,9 +65,11 @@ class FeatureSchema(Strict):
         default=None, description="events: the label that the event had as a row"
     )
     item_title: Name | None = Field(default=None, description="items: a text to show to people")
-    max_events: int = Field(default=64, ge=1, le=4096, description="latest events that a history keeps")
+    max_events: int = Field(default=64, ge=2, le=4096, description="latest events that a history keeps")
     item_min_count: int = Field(
-        default=1, ge=1, description="items with fewer training rows share one id code"
+        default=1,
+        ge=1,
+        description="items that fewer training rows, and fewer events, name share one id code",
     )
 
     item_attributes: tuple[Feature, ...] = ()
@@ -91,6 +93,7 @@ class FeatureSchema(Strict):
         for name in (self.item_id, "id"):
             if name in [feature.name for feature in self.item_attributes]:
                 raise ValueError(f"item_attributes: {name!r} is the item id, which is always a feature")
-        if self.label in [feature.name for feature in self.context_features]:
-            raise ValueError(f"context_features: {self.label!r} is the label")
+        for feature in self.context_features:
+            if feature.name in (self.label, self.event_label):
+                raise ValueError(f"context_features: {feature.name!r} is the label")
         return self

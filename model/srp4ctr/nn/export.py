@@ -5,8 +5,6 @@ Users B, events L and candidates C vary; everything else is fixed. A feature gro
 
 import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -75,15 +73,7 @@ class ScorerGraph(nn.Module):
         return (self.model.calibrate(self.model.score(state, items_BCW, context_B1W)),)
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A graph on disk, and a function that computes the same in torch."""
-
-    spec: GraphSpec
-    in_torch: Callable[..., tuple[Tensor, ...]]
-
-
-def export_graph(graph: EncoderGraph | ScorerGraph, path: Path) -> Exported:
+def export_graph(graph: EncoderGraph | ScorerGraph, path: Path) -> None:
     """Write the graph as one ONNX file with its weights inside."""
     graph.eval()
     longest = graph.model.max_events
@@ -112,7 +102,6 @@ def export_graph(graph: EncoderGraph | ScorerGraph, path: Path) -> Exported:
             external_data=False,
             verbose=False,
         )
-    return Exported(graph.spec, graph)
 
 
 def _state_tensors(model: Srp4Ctr) -> list[TensorSpec]:

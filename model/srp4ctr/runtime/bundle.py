@@ -1,5 +1,6 @@
 """Model bundles on disk: opened and verified by whoever runs a model, sealed by the export job."""
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ class ItemTable:
     def rows(self, texts: Texts) -> NDArray[np.int32]:
         """Row numbers [C] of item ids [C]; 0 where the catalogue lacks one."""
         return self.ids.encode(texts) - 1
+
+    def digest(self) -> bytes:
+        """SHA-256 of all that the table holds."""
+        sha = hashlib.sha256(b"\0".join(self.ids.values.tolist()))
+        for array in (self.codes, self.prior):
+            sha.update(f"{array.dtype.str} {array.shape}\n".encode())
+            sha.update(array.tobytes())
+        return sha.digest()
 
     def save(self, folder: Path) -> None:
         """Write `ids.npy`, `codes.npy` and `prior.npy`."""
@@ -73,6 +82,16 @@ class Bundle:
     def open(cls, folder: Path) -> Self:
         """Open a bundle after comparing every file with the manifest; raises BundleError."""
         try:
+            return cls._open(folder)
+        except OSError as error:
+            raise BundleError(
+                f"{error.filename or folder} cannot be read ({error.strerror or error}); "
+                f"let this user read all of {folder}, or copy the bundle there again"
+            ) from error
+
+    @classmethod
+    def _open(cls, folder: Path) -> Self:
+        try:
             manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except FileNotFoundError:
             raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}") from None
@@ -102,13 +121,13 @@ def file_hashes(folder: Path) -> dict[str, str]:
 def seal_bundle(draft: Path, bundles: Path, manifest: Manifest) -> Bundle:
     """Write the manifest into `draft`, sync it to disk, rename it to its version and open it, verified.
 
-    A whole bundle of that version that is there already is left as it is: versions carry their fingerprint.
+    A whole bundle of that version that is there already is left as it is: equal content, equal version.
     """
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-    for path in sorted(draft.rglob("*")):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    # What is temporary is private; a bundle is for services of any user.
+    draft.chmod(0o755)
+    for path in (*draft.rglob("*"), draft):
+        _sync(path)
     final = bundles / manifest.version
     if final.exists():
         try:
@@ -119,13 +138,20 @@ def seal_bundle(draft: Path, bundles: Path, manifest: Manifest) -> Bundle:
             shutil.rmtree(draft)
             return bundle
     draft.rename(final)
+    _sync(bundles)
     return Bundle.open(final)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def find_bundle(version: str, bundles: Path) -> Bundle:
     """Open the bundle of that version; where there is none, BundleError says which there are."""
     folder = bundles / version
-    if not (folder / MANIFEST).exists():
+    if not folder.is_dir():
         known = ", ".join(sorted(path.parent.name for path in bundles.glob(f"*/{MANIFEST}"))) or "none"
         raise BundleError(f"{bundles} has no version {version!r}; there are: {known}")
     return Bundle.open(folder)

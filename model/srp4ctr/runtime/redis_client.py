@@ -16,7 +16,7 @@ from srp4ctr.runtime.settings import StoreSettings
 
 JOB_RETRIES = 3
 SERVICE_RETRIES = 1
-MAX_CONNECTIONS = 256
+SERVICE_CONNECTIONS = 16
 
 FORMS = "redis://[user:password@]host[:port][/db], rediss://... or unix:///path/to/socket"
 
@@ -39,15 +39,18 @@ def connect_async(settings: StoreSettings, url: str) -> redis.asyncio.Redis:
     """A client for the service: one retry at once, for a connection that the server has closed meanwhile.
 
     It has no limit for reading, since AsyncStateStore puts the caller's own around every call: with a second one,
-    redis-py would start a task for each command. Raises ConfigError where the address is wrong.
+    redis-py would start a task for each command. Who finds all connections in use waits for one, within that limit.
+    Raises ConfigError where the address is wrong.
     """
     retry = AsyncRetry(NoBackoff(), SERVICE_RETRIES)
     options = {**_options(settings), "socket_timeout": None}
     with _address_errors():
         _check(url)
-        client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **options, retry=retry)
-        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
-    return client
+        pool: redis.asyncio.BlockingConnectionPool = redis.asyncio.BlockingConnectionPool.from_url(
+            url, **options, retry=retry, max_connections=SERVICE_CONNECTIONS, timeout=None
+        )
+        pool.connection_class(**pool.connection_kwargs)
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def shown(url: str) -> str:
@@ -62,7 +65,7 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, TimeoutError, OSError) as error:
-        raise StoreUnavailable(f"Redis: {error or type(error).__name__}") from error
+        raise StoreUnavailable(f"Redis: {str(error) or type(error).__name__}") from error
 
 
 @contextmanager
@@ -90,7 +93,6 @@ def _options(settings: StoreSettings) -> dict[str, Any]:
     return {
         "socket_connect_timeout": settings.redis_connect_timeout_ms / 1000,
         "socket_timeout": settings.redis_read_timeout_ms / 1000,
-        "max_connections": MAX_CONNECTIONS,
         # Nothing here needs RESP3, whose handshake costs a connection two more round trips.
         "protocol": 2,
     }

@@ -1,32 +1,40 @@
 """User states and the active version in Redis: a synchronous store for the jobs, an asynchronous one for the service.
 
 Both raise StoreUnavailable when Redis does not answer within its limits, and StoreError when the pointer to the
-active version is no such thing. State bytes pass through as they are; what
-they mean is the state codec's business.
+active version is no such thing. State bytes pass through as they are; what they mean is the state codec's business.
 """
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
 
-from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.errors import StateCorrupt, StoreError, StoreUnavailable, VersionIncomplete
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.redis_client import store_errors
 
 # One atomic step, so that two activations at a time cannot lose the previous version. Activating the active version
-# again changes nothing, so that a rerun keeps the version to roll back to.
+# again keeps the version to roll back to, and changes nothing at all unless its model is another one now.
 _ACTIVATE = """
 local current = redis.call('HGET', KEYS[1], 'version')
-if current == ARGV[1] then return 0 end
+local previous = current or ''
+if current == ARGV[1] then
+  if redis.call('HGET', KEYS[1], 'fingerprint') == ARGV[2] then return 0 end
+  previous = redis.call('HGET', KEYS[1], 'previous') or ''
+end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'fingerprint', ARGV[2],
-           'previous', current or '', 'activated_at_ms', ARGV[3])
+           'previous', previous, 'activated_at_ms', ARGV[3])
 return 1
 """
+
+TICKS = 25
+"""In so many steps the limit of an asynchronous read passes."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,24 +130,58 @@ class AsyncStateStore:
         self._client = client
         self._keys = keys
 
-    async def get(self, version: str, user_id: str, limit_s: float) -> bytes | None:
-        """The user's state bytes; None where there is none."""
+    async def get_many(
+        self, users: Sequence[tuple[str, str]], limit_s: float
+    ) -> list[bytes | StateCorrupt | None]:
+        """The state bytes of (version, user id) pairs in one pipeline; None where there are none.
+
+        A key that holds something else than bytes gives StateCorrupt in its place.
+        """
+        pipeline = self._client.pipeline(transaction=False)
+        for version, user_id in users:
+            pipeline.get(self._keys.state(version, user_id))
         with store_errors():
-            async with asyncio.timeout(limit_s):
-                value: Any = await self._client.get(self._keys.state(version, user_id))
-        return cast(bytes | None, value)
+            return [_value(one) for one in await _within(limit_s, pipeline.execute(raise_on_error=False))]
 
     async def active(self, limit_s: float) -> Active | None:
         """The active version; None before the first activation."""
         with store_errors():
-            async with asyncio.timeout(limit_s):
-                return _active(await self._client.hgetall(self._keys.active()))
+            return _active(await _within(limit_s, self._client.hgetall(self._keys.active())))
 
     async def ping(self, limit_s: float) -> None:
         """Return when Redis answers."""
         with store_errors():
-            async with asyncio.timeout(limit_s):
-                await self._client.ping()
+            await _within(limit_s, self._client.ping())
+
+
+async def _within(limit_s: float, work: Awaitable[T]) -> T:
+    """What the work gives; TimeoutError where Redis takes longer than `limit_s`.
+
+    The limit is for Redis and not for this process: however long a busy event loop lets a tick last, it counts as one
+    only, and the loop takes in what has arrived before it counts the next.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        for _ in range(TICKS):
+            await asyncio.wait((task,), timeout=limit_s / TICKS)
+            if task.done():
+                return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            # By then its connection is closed, so that nobody else gets the late answer.
+            await asyncio.gather(task, return_exceptions=True)
+    raise TimeoutError(f"no answer within {1000 * limit_s:g} ms")
+
+
+def _value(found: Any) -> bytes | StateCorrupt | None:
+    if isinstance(found, redis.ResponseError):
+        # All other errors of GET concern the server and not the key.
+        if str(found).startswith("WRONGTYPE"):
+            return StateCorrupt("the user's key holds something else than a state")
+        raise found
+    value: bytes | None = found
+    return value
 
 
 def _active(found: dict[Any, Any]) -> Active | None:
