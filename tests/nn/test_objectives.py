@@ -48,8 +48,10 @@ class Spy(Srp4Ctr):
 
     def cross_attend(self, state, item_codes):
         """Note the candidates."""
-        self.given |= {f"state.{name}": array for name, array in state.items()} | {"candidates": item_codes}
-        return super().cross_attend(state, item_codes)
+        e, z = super().cross_attend(state, item_codes)
+        self.given |= {f"state.{name}": array for name, array in state.items()}
+        self.given |= {"candidates": item_codes, "z": z}
+        return e, z
 
     def logit(self, state, e, z, context_codes):
         """Note what the tower sees, and what it says."""
@@ -104,12 +106,12 @@ def make_batch(lengths, fields: Fields = FIELDS, seed: int = 0) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One call of the objective."""
+    """One call of the objective; `asked` holds the vectors [M, D] and the codes [M, V] that each head was given."""
 
     model: Spy
     objective: PretrainObjective
     losses: dict[str, torch.Tensor]
-    targets: dict[str, torch.Tensor]
+    asked: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def given(self) -> dict[str, torch.Tensor]:
@@ -137,16 +139,14 @@ def recover(batch: Batch, fields: Fields = FIELDS, *, seed: int = 0, **masking) 
     torch.manual_seed(11)
     model = Spy(fields, batch.items.shape[1])
     objective = PretrainObjective(fields, SIZES.width, MaskingConfig(**masking))
-    targets: dict[str, torch.Tensor] = {}
+    asked: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for kind in ("item", "behaviour", "candidate"):
         for head in getattr(objective, f"{kind}_heads"):
             name = f"{kind}.{head.field.name}"
-            head.register_forward_hook(
-                lambda _, args, __, name=name: targets.update({name: args[1]})  # codes [M, V]
-            )
+            head.register_forward_hook(lambda _, args, __, name=name: asked.update({name: args[:2]}))
     torch.manual_seed(seed)
     losses = objective(model, batch.items, batch.behaviours, batch.labels, batch.users)
-    return Outcome(model, objective, losses, targets)
+    return Outcome(model, objective, losses, asked)
 
 
 def gradients(outcome: Outcome) -> dict[str, torch.Tensor]:
@@ -227,31 +227,39 @@ def test_candidates_are_the_events_whose_behaviour_is_hidden() -> None:
         assert sorted(candidates.tolist()) == sorted(items[hidden].tolist())
 
 
-def test_what_is_recovered_is_the_hidden_events_own() -> None:
-    """Where an item and its behaviour and label tell one another, training recovers each from the others."""
-    fields = dataclasses.replace(
-        BARE,
-        item=(Field("id", "categorical", 0, 1, 6), Field("genre", "categorical", 1, 1, 6)),
-        behaviour=(Field("rating", "categorical", 0, 1, 6),),
-    )
-    outcome = recover(make_batch([6, 3], fields), fields)
-    model, objective = outcome.model, outcome.objective
-    optimizer = torch.optim.Adam([*model.parameters(), *objective.parameters()], lr=0.02)
-    sums = dict.fromkeys(outcome.losses, 0.0)
-    for step in range(120):
-        drawn = make_batch([6] * 24 + [3] * 24, fields, seed=step)
-        told = drawn.items[..., :1]
-        labels = torch.where(told[..., 0] == PADDING, -1, told[..., 0] % 2)
-        losses = objective(model, told.repeat(1, 1, 2), told, labels, drawn.users)
-        optimizer.zero_grad()
-        losses["total"].backward()
-        optimizer.step()
-        if step >= 100:
-            sums = {name: total + losses[name].item() / 20 for name, total in sums.items()}
-    # Both an item and its behaviour may be hidden, so that the loss need not be zero.
-    for name in ("item.id", "item.genre", "behaviour.rating", "candidate.rating"):
-        assert sums[name] < 0.6 * math.log(4), name
-    assert sums["candidate.label"] < 0.6 * math.log(2)
+def place_of(row, rows) -> tuple[int, ...]:
+    """Where `rows` hold a row, which they must do once."""
+    (place,) = (rows == row).all(-1).nonzero().tolist()
+    return tuple(place)
+
+
+def test_what_is_asked_is_the_hidden_events_own() -> None:
+    """A target is of the event whose vector must recover it, or of the event whose item is the candidate."""
+    batch = make_batch([12, 5, 0, 9])
+    batch.labels[3, -4:] = -1
+    outcome = recover(batch, unknown_rate=0.0, item_rate=0.4, behaviour_rate=0.5)
+    given, hidden = outcome.given, outcome.hidden_behaviours()
+    for head in (*outcome.objective.item_heads, *outcome.objective.behaviour_heads):
+        field = head.field
+        kind, codes = ("item", batch.items) if field in FIELDS.item else ("behaviour", batch.behaviours)
+        vectors, targets = outcome.asked[f"{kind}.{field.name}"]
+        assert len(vectors)
+        for vector, target in zip(vectors, targets, strict=True):
+            place = place_of(vector, given["history"][:, 1:])
+            assert target.tolist() == codes[place][field.start : field.start + field.width].tolist()
+    logloss = []
+    for field in FIELDS.behaviour:
+        vectors, targets = outcome.asked[f"candidate.{field.name}"]
+        assert len(vectors) == hidden.sum()
+        for vector, target in zip(vectors, targets, strict=True):
+            user, candidate = place_of(vector, given["z"])
+            (event,) = place_of(given["candidates"][user, candidate], batch.items[user])
+            assert hidden[user, event]
+            assert target.tolist() == [batch.behaviours[user, event, field.start]]
+            if (label := batch.labels[user, event].item()) >= 0:
+                logloss.append(F.softplus((-1) ** label * given["logit"][user, candidate]).item())
+    assert len(logloss) < 2 * hidden.sum()
+    assert outcome.losses["candidate.label"].item() == pytest.approx(sum(logloss) / len(logloss), rel=1e-5)
 
 
 def test_padding_is_neither_hidden_nor_a_target() -> None:
@@ -268,11 +276,11 @@ def test_padding_is_neither_hidden_nor_a_target() -> None:
         for field in FIELDS.item:
             at = slice(field.start, field.start + field.width)
             mine = batch.items[hidden[..., field.start]][:, at]
-            assert torch.equal(outcome.targets[f"item.{field.name}"], mine)
+            assert torch.equal(outcome.asked[f"item.{field.name}"][1], mine)
         for field in FIELDS.behaviour:
             mine = batch.behaviours[outcome.hidden_behaviours()][:, field.start]
             for kind in ("behaviour", "candidate"):
-                found = outcome.targets[f"{kind}.{field.name}"]
+                _, found = outcome.asked[f"{kind}.{field.name}"]
                 assert sorted(found.flatten().tolist()) == sorted(mine.tolist())
 
 
@@ -387,18 +395,6 @@ def test_only_event_labels_reach_the_tower() -> None:
     assert all(moved[name].any() for name in ("tower.0.weight", "tower.3.weight"))
 
 
-def test_the_label_loss_is_the_logloss_of_what_is_labelled() -> None:
-    """Among hidden events those with a label are scored by their logits, and the others by nothing."""
-    batch = make_batch([12, 12])
-    # One label for all, so that the order of the candidates does not matter; none in the second sequence.
-    labels = torch.ones_like(batch.labels)
-    labels[1] = -1
-    outcome = recover(dataclasses.replace(batch, labels=labels))
-    by_hand = F.softplus(-outcome.given["logit"][0]).mean()
-    assert outcome.losses["candidate.label"].item() == pytest.approx(by_hand.item(), rel=1e-5)
-    assert (outcome.given["contexts"] == UNKNOWN).all()
-
-
 @pytest.mark.parametrize("columns", [slice(0, 1), slice(1, 3), slice(None)])
 def test_drop_to_unknown(columns) -> None:
     """Whole rows of the columns become unknown at the rate; padding, other columns and the input stay."""
@@ -435,15 +431,18 @@ def test_unknowns_are_shown_and_not_asked_for() -> None:
     assert users.float().mean() == pytest.approx(0.3, abs=0.1)
     assert torch.equal(users.any(1), users.all(1))
     assert torch.equal(outcome.given["state.user_codes"], outcome.given["users"])
-    assert torch.equal(outcome.targets["item.id"], batch.items[hidden[..., 0]][:, :1])
+    assert (outcome.given["contexts"] == UNKNOWN).all()
+    assert torch.equal(outcome.asked["item.id"][1], batch.items[hidden[..., 0]][:, :1])
 
 
 def test_total_is_the_weighted_sum() -> None:
     """Each loss counts with its own kind's weight, and one of weight 0 not at all."""
     batch = make_batch([8, 3])
-    plain = recover(batch).losses
+    options = {"item_rate": 0.5, "whole_item_rate": 1.0}
+    plain = recover(batch, **options).losses
+    assert all(loss > 0 for loss in plain.values())
     for weights in ({"item": 2.0, "behaviour": 0.5, "candidate": 3.0}, {"item": 0.0}, {"candidate": 0.0}):
-        weighed = recover(batch, **{f"{kind}_weight": weight for kind, weight in weights.items()}).losses
+        weighed = recover(batch, **options, **{f"{kind}_weight": w for kind, w in weights.items()}).losses
         by_hand = sum(
             weights.get(name.split(".")[0], 1.0) * loss.item()
             for name, loss in plain.items()
