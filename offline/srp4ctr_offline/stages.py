@@ -31,8 +31,8 @@ class Stages:
         Ends this process with the command's exit code where that is not 0.
         """
         name = command[0]
-        before = self._done.get(name, {})
-        if output is not None and before.get("inputs") == inputs and before.get("output") == _mark(output):
+        on = {"inputs": inputs, "output": _mark(output)}
+        if on["output"] is not None and on == self._done.get(name, {}).get("on"):
             print(f"\n== srp4ctr {' '.join(command)}: unchanged, {self.seconds[name]:.0f} s when it ran")
             return
         print(f"\n== srp4ctr {' '.join(command)}", flush=True)
@@ -41,9 +41,7 @@ class Stages:
         if done.returncode:
             raise SystemExit(done.returncode)
         seconds = round(time.monotonic() - began, 1)
-        self._done[name] = {"inputs": inputs, "seconds": seconds} | (
-            {"output": _mark(output)} if output else {}
-        )
+        self._done[name] = {"seconds": seconds, "on": {"inputs": inputs, "output": _mark(output)}}
         write_json(self._path, self._done)
 
 
@@ -59,5 +57,7 @@ def hash_of_code_and(*files: Path) -> str:
     return sha.hexdigest()
 
 
-def _mark(output: Path) -> str | None:
-    return hashlib.sha256(output.read_bytes()).hexdigest() if output.exists() else None
+def _mark(output: Path | None) -> str | None:
+    if output is None or not output.exists():
+        return None
+    return hashlib.sha256(output.read_bytes()).hexdigest()

@@ -20,7 +20,7 @@ FIELDS = Fields(
     ),
     behaviour=(Field("event_type", "categorical", 0, 1, 6), Field("dwell", "numeric", 1, 1, 8)),
     user=(Field("age", "numeric", 0, 1, 6), Field("region", "categorical", 1, 1, 9)),
-    context=(Field("hour", "categorical", 0, 1, 5),),
+    context=(Field("hour", "categorical", 0, 1, 5), Field("device", "categorical", 1, 1, 4)),
 )
 BARE = Fields(item=FIELDS.item[:1], behaviour=(), user=(), context=())
 SIZES = ModelConfig(
