@@ -1,7 +1,7 @@
 """`srp4ctr pretrain`: FG-BERT over the whole served path, on training events only."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,10 +36,9 @@ def pretrain(config: RunConfig, prepared: Prepared) -> tuple[Srp4Ctr, History]:
         for epoch in range(options.epochs):
             users, ends = windows(prepared, generator)
             lengths = prepared.lengths(ends)
-            sums: Counter[str] = Counter()
+            seen: defaultdict[str, list[float]] = defaultdict(list)
             slots = 0
-            batches = by_length(lengths, options.batch_size, generator)
-            for batch in batches:
+            for batch in by_length(lengths, options.batch_size, generator):
                 items, behaviours, labels = prepared.histories(users[batch], ends[batch])
                 losses = objective(
                     model,
@@ -49,9 +48,10 @@ def pretrain(config: RunConfig, prepared: Prepared) -> tuple[Srp4Ctr, History]:
                     torch.from_numpy(prepared.users.codes[users[batch]]),
                 )
                 trainer.step(losses["total"])
-                sums.update({name: loss.item() for name, loss in losses.items()})
+                for name, loss in losses.items():
+                    seen[name].append(loss.item())
                 slots += labels.size
-            means = {name: value / len(batches) for name, value in sums.items()}
+            means = {name: float(np.mean(values)) for name, values in seen.items()}
             history.append({"epoch": epoch + 1, **means, "padding_share": 1 - float(lengths.sum()) / slots})
             trainer.show({"loss": means["total"]})
     return model.eval(), history

@@ -149,7 +149,7 @@ class PretrainObjective(nn.Module):
     def _draw_behaviours(self, items_ULW: Tensor) -> tuple[Tensor, Tensor]:
         """Places [U, K] of events whose behaviour is hidden, and which of them count for that sequence."""
         event_UL = items_ULW[..., 0] != PADDING
-        wanted_U = torch.ceil(event_UL.sum(1) * self.masking.behaviour_rate)
+        wanted_U = torch.ceil(event_UL.sum(1).double() * self.masking.behaviour_rate)
         most = math.ceil(event_UL.shape[1] * self.masking.behaviour_rate)
         lottery_UL = torch.rand(event_UL.shape).masked_fill(~event_UL, -1.0)
         place_UK = lottery_UL.topk(most, dim=1).indices
