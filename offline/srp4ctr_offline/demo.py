@@ -99,6 +99,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop the service in the end")
     once = parser.parse_args().once
+    # So that the service is stopped however this process is asked to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     settings = read_settings(StoreSettings)
     var = settings.var_dir
     config = load_config(CONFIG)
