@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 # As `srp4ctr` does it, and like there before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import pytest
 import redis

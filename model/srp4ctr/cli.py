@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         print(f"srp4ctr: no command {arguments[0]!r}\n\n{usage()}", end="", file=sys.stderr)
         return 2
-    # Threads that wait actively for one another lose their core to whoever else wants it: on a busy machine, training
-    # took up to eight times as long. It must be set before the libraries are loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long torch's threads wait actively for one another. By default that is so long that on a busy machine they
+    # lose their core to somebody else meanwhile (docs/log.md). It must be set before torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         try:
             module = importlib.import_module(command.module)

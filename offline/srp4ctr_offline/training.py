@@ -46,7 +46,7 @@ class Trainer:
             return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor_at)
-        self._progress = tqdm(total=config.epochs * steps_per_epoch, desc=name, unit="step")
+        self._progress = tqdm(total=steps, desc=name, unit="step")
 
     def __enter__(self) -> Self:
         """Show the bar."""
