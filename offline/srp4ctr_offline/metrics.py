@@ -90,7 +90,7 @@ def evaluate_rows(
     )
     clipped = np.clip(probability, CLIP, 1 - CLIP)
     loss = -np.where(label == 1, np.log(clipped), np.log1p(-clipped))
-    bin_of = np.minimum((probability * BINS).astype(int), BINS - 1)
+    bin_of = _bins(probability)
 
     def under(times: Floats) -> list[float]:
         weight = times[place]
@@ -110,12 +110,16 @@ def evaluate_rows(
 
 def calibration_curve(label: Labels, probability: Floats) -> Floats:
     """[bins, 3] of the bins with rows: mean prediction, click rate, rows."""
-    bin_of = np.minimum((probability * BINS).astype(int), BINS - 1)
+    bin_of = _bins(probability)
     rows = np.bincount(bin_of, minlength=BINS)
     kept = rows > 0
     predicted = np.bincount(bin_of, probability, BINS)[kept] / rows[kept]
     clicked = np.bincount(bin_of, label, BINS)[kept] / rows[kept]
     return np.stack([predicted, clicked, rows[kept].astype(float)], axis=1)
+
+
+def _bins(probability: Floats) -> NDArray[np.int64]:
+    return np.minimum((probability * BINS).astype(np.int64), BINS - 1)
 
 
 def _number(value: float) -> float | None:
