@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help install demo demo-once test check format bench constraints openapi clean
+.PHONY: help install demo demo-once test check format bench study constraints openapi clean
 
 help: ## what can be made
 	@echo "srp4ctr: make TARGET"
@@ -50,6 +50,9 @@ format: $(INSTALLED) ## put the code into its format
 
 bench: demo-once ## CPU a request of the demo's model, against the bare ONNX Runtime run
 	@$(BIN)/python -m srp4ctr_loadtest.bench
+
+study: $(INSTALLED) ## train what configs/study.toml plans and is not there yet, then report; hours, and may be cut off
+	@$(BIN)/python -m srp4ctr_offline.study.run
 
 openapi: $(INSTALLED) ## renew docs/openapi.json from the service
 	@$(BIN)/python -m srp4ctr_service.openapi > docs/openapi.json

@@ -236,6 +236,7 @@ user_features = [
 context_features = [
     {{ name = "hour", type = "categorical" }},
     {{ name = "device", type = "categorical" }},
+    {{ name = "position", type = "categorical", reference = 1 }},
 ]
 
 [split]
@@ -278,5 +279,33 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         assert job([str(config_path), "--run", str(run)]) == 0
     config = load_config(config_path)
     evaluate_run(config, run, "test")
+    bundle = export(config, run, bundles)
+    return Tiny(config_path, config, run, bundles, Prepared.load(run / "prepared"), bundle)
+
+
+SEQUENCE = {
+    "layers = 1, query_tokens = 4, cross_layers = 1": 'state = "sequence", state_dtype = "int8", layers = 2, cross_layers = 2',
+    "pretrain = {{ epochs = 3,": "pretrain = {{ epochs = 1, masking = {{ held_out_rate = 0.2 }},",
+    "finetune = {{ epochs = 4,": "finetune = {{ epochs = 1,",
+    'name = "tiny"': 'name = "tiny-sequence"',
+}
+"""What makes the small run's configuration one of the `sequence` state, in as few epochs as will do."""
+
+
+@pytest.fixture(scope="session")
+def tiny_sequence(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A run on the same data whose states keep what every layer reads, in int8."""
+    folder = tmp_path_factory.mktemp("tiny-sequence")
+    config_path, run, bundles = folder / "tiny.toml", folder / "run", folder / "bundles"
+    text = TINY
+    for old, new in SEQUENCE.items():
+        assert old in text
+        text = text.replace(old, new)
+    config_path.write_text(text.format(folder=tiny.config.tables.folder))
+    run.mkdir()
+    (run / "prepared").symlink_to(tiny.run / "prepared")
+    for job in (pretrain_main, finetune_main):
+        assert job([str(config_path), "--run", str(run)]) == 0
+    config = load_config(config_path)
     bundle = export(config, run, bundles)
     return Tiny(config_path, config, run, bundles, Prepared.load(run / "prepared"), bundle)

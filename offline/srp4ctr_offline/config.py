@@ -75,6 +75,9 @@ class PretrainConfig(OptimizerConfig):
 
     epochs: Annotated[int, Option(ge=1)] = 25
     batch_size: Annotated[int, Option(ge=1)] = 64
+    prefix_rate: Annotated[
+        float, Option(ge=0, le=1, description="users whose newest history ends at any of their events")
+    ] = 0.0
     masking: MaskingConfig = MaskingConfig()
 
 
@@ -82,13 +85,24 @@ class FinetuneConfig(OptimizerConfig):
     """`[finetune]`."""
 
     epochs: Annotated[int, Option(ge=1, description="at most; the best by validation logloss is kept")] = 4
+    patience: Annotated[int, Option(ge=0, description="epochs in a row that may bring no improvement")] = 2
+    validation_rows: Annotated[
+        int, Option(ge=100, description="validation rows, at most, that epochs are compared on")
+    ] = 25_000
     batch_size: Annotated[int, Option(ge=1)] = 64
     rows_per_history: Annotated[
         int, Option(ge=1, description="rows that are trained on one encoded history")
     ] = 16
     encoder_rate: Annotated[
-        float, Option(ge=0, le=1, description="of the learning rate, for encoder and items")
+        float,
+        Option(ge=0, le=1, description="of the learning rate, for encoder and items; 0: they stay frozen"),
     ] = 0.3
+    negative_rate: Annotated[
+        float,
+        Option(
+            gt=0, le=1, description="training rows without a click that an epoch sees; logits are corrected"
+        ),
+    ] = 1.0
     unknown_rate: Annotated[
         float, Option(ge=0, lt=1, description="ids, users, contexts shown as unknown")
     ] = 0.05
@@ -100,6 +114,13 @@ class RunConfig(Strict):
     name: Annotated[str, Option(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
     seed: int = 1
     threads: Annotated[int, Option(ge=1, description="of torch; results repeat for the same number")] = 2
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Option(description="where training runs; auto: on a GPU if there is one"),
+    ] = "auto"
+    precision: Annotated[
+        Literal["float32", "bfloat16"], Option(description="of the products in training, by autocast")
+    ] = "float32"
     tables: Tables
     features: FeatureSchema = Option(alias="schema")
     split: Annotated[PerUserSplit | GlobalSplit | ColumnSplit, Option(discriminator="rule")]

@@ -89,8 +89,9 @@ def cold_state(model: Srp4Ctr) -> UserState:
     )
     users = torch.full((1, widths.get("user_codes", 0)), UNKNOWN, dtype=torch.int32)
     state = model.encode_user(items, behaviours, users)
-    arrays = {spec.name: state[spec.name][0].numpy() for spec in model.state_layout.arrays}
-    return UserState(arrays, events=0, created_at_ms=0)
+    batch = {name: array.numpy() for name, array in state.items()}
+    encoding = model.state_layout.of_user(batch, 0, 0)
+    return UserState(encoding.arrays, events=0, created_at_ms=0, length=encoding.length)
 
 
 def _metrics(folder: Path, mark: str) -> dict[str, float]:

@@ -1,16 +1,19 @@
 """`srp4ctr finetune`: the pre-trained path on click labels, then calibration on validation rows."""
 
 import copy
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
+from torch import nn
 
 from srp4ctr.contract.errors import DataError
-from srp4ctr.nn.model import Srp4Ctr
+from srp4ctr.nn.ctr import CtrModel
 from srp4ctr.nn.objectives import drop_to_unknown
 from srp4ctr_offline.batches import by_length, folded
 from srp4ctr_offline.checkpoint import load_model, new_model, save_model
@@ -19,84 +22,119 @@ from srp4ctr_offline.metrics import auc, calibration_curve
 from srp4ctr_offline.plots import plot_calibration, plot_epochs
 from srp4ctr_offline.predict import predict, predict_logits
 from srp4ctr_offline.prepared import TRAIN, VALID, Ints, Prepared
-from srp4ctr_offline.run import job_parser, resolve, seed_everything, start_stage
-from srp4ctr_offline.training import History, Trainer, write_metrics
+from srp4ctr_offline.run import job_parser, resolve, seed_everything, start_stage, training_device
+from srp4ctr_offline.training import History, Trainer, autocast, tensors, write_metrics
 
 
-def finetune(config: RunConfig, prepared: Prepared, model: Srp4Ctr) -> History:
+def finetune(config: RunConfig, prepared: Prepared, model: CtrModel) -> History:
     """Train `model` in place on the training rows; it ends with its best epoch's weights, calibrated."""
     for name in (TRAIN, VALID):
         if len(np.unique(prepared.rows.label[prepared.rows.of(name)])) < 2:
             raise DataError(f"all {name} rows have one label; a model needs both to learn from")
     options = config.finetune
-    generator = seed_everything(config)
-    gentle = [*model.encoder.parameters(), *model.items.parameters()]
+    generator, device = seed_everything(config), training_device(config)
+    model.to(device)
+    gentle = list(model.pretrained_parameters())
     rest = [p for p in model.parameters() if not any(p is one for one in gentle)]
-    steps = -(
-        -len(folded(prepared, options.rows_per_history, np.random.default_rng(0))[0]) // options.batch_size
-    )
-    history: History = [{"epoch": 0} | _validate(model, prepared)]
+    frozen = options.encoder_rate == 0
+    groups = [(rest, 1.0)] if frozen else [(gentle, options.encoder_rate), (rest, 1.0)]
+    rows, cuts = folded(prepared, options.rows_per_history, generator, options.negative_rate)
+    # What a logit learned from fewer negatives is too high by (He et al., 2014, section 6.3).
+    correction = math.log(options.negative_rate)
+    valid = _some(prepared.rows.of(VALID), options.validation_rows)
+    history: History = [{"epoch": 0} | _validate(model, prepared, valid)]
     best = _Best(model, history[0]["valid"])
-    with Trainer("fine-tuning", [(gentle, options.encoder_rate), (rest, 1.0)], options, steps) as trainer:
+    with _frozen(gentle if frozen else []), Trainer("fine-tuning", groups, options, len(rows)) as trainer:
         for epoch in range(options.epochs):
             model.train()
-            rows, cuts = folded(prepared, options.rows_per_history, generator)
+            if epoch:
+                rows, cuts = folded(prepared, options.rows_per_history, generator, options.negative_rate)
             losses = []
             for batch in by_length(prepared.lengths(cuts), options.batch_size, generator):
-                loss = _loss(model, prepared, rows[batch], cuts[batch], options.unknown_rate)
+                with autocast(config, device):
+                    loss = _loss(model, prepared, rows[batch], cuts[batch], options.unknown_rate)
                 trainer.step(loss)
                 losses.append(loss.item())
-            validated = _validate(model, prepared)
+            validated = _validate(model, prepared, valid, correction)
             history.append({"epoch": epoch + 1, "train": float(np.mean(losses))} | validated)
             trainer.show(validated)
-            best.offer(model, validated["valid"])
+            if best.offer(model, validated["valid"]) > options.patience:
+                break
     model.load_state_dict(best.weights)
-    calibrate(model.eval(), prepared)
+    calibrate(model.eval().cpu(), prepared)
     return history
+
+
+def _some(rows: Ints, most: int) -> Ints:
+    """The rows, or `most` of them, the same ones each time."""
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+
+
+@contextmanager
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    yield
+    for parameter in parameters:
+        parameter.requires_grad_(True)
 
 
 class _Best:
     """The weights with the least validation loss so far; those before the first epoch count, too."""
 
-    def __init__(self, model: Srp4Ctr, loss: float) -> None:
+    def __init__(self, model: CtrModel, loss: float) -> None:
         self.loss = loss
         self.weights = copy.deepcopy(model.state_dict())
+        self.since = 0
 
-    def offer(self, model: Srp4Ctr, loss: float) -> None:
+    def offer(self, model: CtrModel, loss: float) -> int:
+        """How many epochs have passed since the best."""
+        self.since += 1
         if loss < self.loss:
-            self.loss, self.weights = loss, copy.deepcopy(model.state_dict())
+            self.loss, self.weights, self.since = loss, copy.deepcopy(model.state_dict()), 0
+        return self.since
 
 
-def _validate(model: Srp4Ctr, prepared: Prepared) -> dict[str, float]:
-    """Uncalibrated logloss and AUC of the validation rows."""
-    rows = prepared.rows.of(VALID)
+def _validate(model: CtrModel, prepared: Prepared, rows: Ints, correction: float = 0.0) -> dict[str, float]:
+    """Uncalibrated logloss and AUC of validation rows."""
     label = prepared.rows.label[rows]
-    logit = torch.from_numpy(predict_logits(model, prepared, rows))
+    logit = torch.from_numpy(predict_logits(model, prepared, rows)) + correction
     loss = F.binary_cross_entropy_with_logits(logit, torch.from_numpy(label).float())
     return {"valid": float(loss), "valid_auc": auc(label, logit.numpy().astype(np.float64))}
 
 
-def _loss(model: Srp4Ctr, prepared: Prepared, rows_GR: Ints, cuts: Ints, unknown_rate: float) -> torch.Tensor:
+def _loss(
+    model: CtrModel, prepared: Prepared, rows_GR: Ints, cuts: Ints, unknown_rate: float
+) -> torch.Tensor:
     table = prepared.rows
     here_GR = rows_GR >= 0
     rows_GR = np.where(here_GR, rows_GR, 0)
     users = table.user[rows_GR[:, 0]]
-    items, behaviours, _ = prepared.histories(users, cuts)
+    history = prepared.histories(users, cuts)
     item_id = slice(0, 1)
-    candidates_GRW = torch.from_numpy(prepared.items.codes[table.item[rows_GR]])
-    logit_GR = model(
-        drop_to_unknown(torch.from_numpy(items), unknown_rate, item_id),
-        torch.from_numpy(behaviours),
-        drop_to_unknown(torch.from_numpy(prepared.users.codes[users]), unknown_rate),
-        drop_to_unknown(candidates_GRW, unknown_rate, item_id),
-        drop_to_unknown(torch.from_numpy(table.contexts[rows_GR]), unknown_rate),
+    events, behaviours, users_GW, candidates_GRW, contexts_GRW, label_GR, here = tensors(
+        next(model.parameters()).device,
+        history.items,
+        history.behaviours,
+        prepared.users.codes[users],
+        prepared.items.codes[table.item[rows_GR]],
+        table.contexts[rows_GR],
+        table.label[rows_GR],
+        here_GR,
     )
-    label_GR = torch.from_numpy(table.label[rows_GR]).float()
-    here = torch.from_numpy(here_GR)
-    return F.binary_cross_entropy_with_logits(logit_GR[here], label_GR[here])
+    logit_GR = model(
+        drop_to_unknown(events, unknown_rate, item_id),
+        behaviours,
+        drop_to_unknown(users_GW, unknown_rate),
+        drop_to_unknown(candidates_GRW, unknown_rate, item_id),
+        drop_to_unknown(contexts_GRW, unknown_rate),
+    )
+    return F.binary_cross_entropy_with_logits(logit_GR[here], label_GR[here].float())
 
 
-def calibrate(model: Srp4Ctr, prepared: Prepared) -> None:
+def calibrate(model: CtrModel, prepared: Prepared) -> None:
     """Fit the model's Platt scaling (Platt, 1999) on the validation rows."""
     valid = prepared.rows.of(VALID)
     logit = predict_logits(model, prepared, valid).astype(np.float64)[:, None]

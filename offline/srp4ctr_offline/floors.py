@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
+from srp4ctr.contract.vocabulary import Codes
 from srp4ctr_offline.metrics import Floats
 from srp4ctr_offline.prepared import TRAIN, VALID, Ints, Prepared
 from srp4ctr_offline.rates import smoothed
@@ -51,19 +52,23 @@ def item_mean_user_residual(prepared: Prepared, rows: Ints) -> Floats:
 
 
 def logistic_regression(prepared: Prepared, rows: Ints) -> Floats:
-    """Logistic regression on the codes of item, user and context, one-hot; it sees no history."""
-    table = prepared.rows
+    """Logistic regression on the codes of item, user and context, one-hot; it sees no history.
+
+    Like the model it is trained with logged values, and asked with what serving holds at a reference held there.
+    """
+    table, at_reference = prepared.rows, prepared.transforms.at_reference
     train, valid = table.of(TRAIN), table.of(VALID)
-    inputs = _one_hot(prepared)
+    logged = _one_hot(prepared, train, table.contexts[train])
+    held = _one_hot(prepared, valid, at_reference(table.contexts[valid]))
     best, best_loss = None, np.inf
     for strength in STRENGTHS:
-        fitted = LogisticRegression(C=strength, max_iter=300).fit(inputs[train], table.label[train])
-        chance = np.clip(_clicks(fitted, inputs[valid]), 1e-7, 1 - 1e-7)
+        fitted = LogisticRegression(C=strength, max_iter=300).fit(logged, table.label[train])
+        chance = np.clip(_clicks(fitted, held), 1e-7, 1 - 1e-7)
         loss = -np.where(table.label[valid] == 1, np.log(chance), np.log1p(-chance)).mean()
         if loss < best_loss:
             best, best_loss = fitted, loss
     assert best is not None
-    return _clicks(best, inputs[rows])
+    return _clicks(best, _one_hot(prepared, rows, at_reference(table.contexts[rows])))
 
 
 FLOORS = {
@@ -78,13 +83,13 @@ def _clicks(fitted: LogisticRegression, inputs: object) -> Floats:
     return chances
 
 
-def _one_hot(prepared: Prepared) -> sparse.csr_matrix:
+def _one_hot(prepared: Prepared, rows: Ints, contexts: Codes) -> sparse.csr_matrix:
     table, fields = prepared.rows, prepared.transforms.fields
     parts = []
     for group, codes in (
-        (fields.item, prepared.items.codes[table.item]),
-        (fields.user, prepared.users.codes[table.user]),
-        (fields.context, table.contexts),
+        (fields.item, prepared.items.codes[table.item[rows]]),
+        (fields.user, prepared.users.codes[table.user[rows]]),
+        (fields.context, contexts),
     ):
         for field in group:
             column = codes[:, field.start : field.start + field.width]

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from srp4ctr.contract.errors import DataError
 from srp4ctr.contract.manifest import sha256_file
 from srp4ctr.contract.schema import FeatureSchema
 from srp4ctr.contract.transforms import (
@@ -56,6 +57,8 @@ def prepare(config: RunConfig) -> Prepared:
     users = _align(frames[USERS], source.user_of[USERS], source.users, schema.user_id)
     label = labels(frames[ROWS][schema.label], ROWS)
     row_item = source.item_of[ROWS] + 1
+    contexts = _encode(transforms, CONTEXT, frames[ROWS], ROWS)
+    _check_references(transforms, contexts[train])
     rows = Rows(
         row_id=frames[ROWS][ROW_ID].cast(pl.Int64).to_numpy()
         if ROW_ID in frames[ROWS].columns
@@ -66,7 +69,7 @@ def prepare(config: RunConfig) -> Prepared:
         place=timeline.place,
         label=label,
         split=split,
-        contexts=_encode(transforms, CONTEXT, frames[ROWS], ROWS),
+        contexts=contexts,
     )
     item_table = ItemTable(
         ids=Vocabulary(source.items),
@@ -112,6 +115,20 @@ def _fit(
         vocabularies |= fitted[0]
         boundaries |= fitted[1]
     return Transforms(schema, vocabularies, boundaries)
+
+
+def _check_references(transforms: Transforms, trained: Codes) -> None:
+    """Raise DataError where serving would hold a context feature at what training never saw, by its codes [N, W]."""
+    reference = transforms.encode_values(CONTEXT, {}, CONTEXT)
+    for column, feature in enumerate(transforms.features(CONTEXT)):
+        if feature.reference is None:
+            continue
+        code = reference[column]
+        if code == UNKNOWN or not (trained[:, column] == code).any():
+            raise DataError(
+                f"{ROWS}.{feature.name}: the reference {feature.reference!r}, at which serving holds it, is not a value "
+                "that training knows; choose one that training rows have"
+            )
 
 
 def _events(schema: FeatureSchema, transforms: Transforms, source: Source, timeline: Timeline) -> Events:

@@ -3,11 +3,13 @@
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from srp4ctr.contract.errors import DataError
+from srp4ctr.contract.vocabulary import FIRST_VALUE
 from srp4ctr.nn.model import Srp4Ctr
 from srp4ctr.nn.objectives import PretrainObjective
 from srp4ctr_offline.batches import by_length, windows
@@ -15,38 +17,64 @@ from srp4ctr_offline.checkpoint import new_model, save_model
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.plots import plot_epochs
 from srp4ctr_offline.prepared import Prepared
-from srp4ctr_offline.run import job_arguments, seed_everything, start_stage
-from srp4ctr_offline.training import History, Trainer, write_metrics
+from srp4ctr_offline.run import job_arguments, seed_everything, start_stage, training_device
+from srp4ctr_offline.training import History, Trainer, autocast, tensors, write_metrics
 
 
-def pretrain(config: RunConfig, prepared: Prepared) -> tuple[Srp4Ctr, History]:
-    """Train a new model on the training events; gives it with its losses by epoch."""
+class Pretrained(NamedTuple):
+    """A pre-trained model, the heads that taught it, and its losses by epoch."""
+
+    model: Srp4Ctr
+    objective: PretrainObjective
+    history: History
+
+
+def new_objective(config: RunConfig, prepared: Prepared) -> PretrainObjective:
+    """An objective with fresh heads for the prepared data."""
+    fields, codes = prepared.transforms.fields, prepared.items.codes
+    own_id = codes[:, 0] >= FIRST_VALUE
+    catalogue = np.empty((int(own_id.sum()), codes.shape[1]), np.int32)
+    catalogue[codes[own_id, 0] - FIRST_VALUE] = codes[own_id]
+    place = np.arange(len(prepared.events.item)) - np.repeat(
+        prepared.events.start[:-1], prepared.event_counts()
+    )
+    trained = place < np.repeat(prepared.users.train_events, prepared.event_counts())
+    counts = np.bincount(codes[prepared.events.item[trained], 0], minlength=fields.item[0].size)[FIRST_VALUE:]
+    return PretrainObjective(
+        fields,
+        config.model.width,
+        config.pretrain.masking,
+        torch.from_numpy(catalogue),
+        torch.from_numpy(counts),
+    )
+
+
+def pretrain(config: RunConfig, prepared: Prepared) -> Pretrained:
+    """Train a new model on the training events."""
     if not prepared.users.train_events.any():
         raise DataError(
             "there are no training events to pre-train on; run srp4ctr finetune CONFIG --from-scratch"
         )
     options = config.pretrain
-    generator = seed_everything(config)
-    model = new_model(config, prepared).train()
-    objective = PretrainObjective(model.fields, config.model.width, options.masking)
-    parameters = [*model.parameters(), *objective.parameters()]
-    steps = -(-len(windows(prepared, np.random.default_rng(0))[0]) // options.batch_size)
+    generator, device = seed_everything(config), training_device(config)
+    model = new_model(config, prepared).train().to(device)
+    objective = new_objective(config, prepared).to(device)
+    users, ends = windows(prepared, generator, options.prefix_rate)
     history: History = []
-    with Trainer("pre-training", [(parameters, 1.0)], options, steps) as trainer:
+    with Trainer(
+        "pre-training", [([*model.parameters(), *objective.parameters()], 1.0)], options, len(users)
+    ) as trainer:
         for epoch in range(options.epochs):
-            users, ends = windows(prepared, generator)
+            if epoch:
+                users, ends = windows(prepared, generator, options.prefix_rate)
             lengths = prepared.lengths(ends)
             seen: defaultdict[str, list[float]] = defaultdict(list)
             slots = 0
             for batch in by_length(lengths, options.batch_size, generator):
                 items, behaviours, labels = prepared.histories(users[batch], ends[batch])
-                losses = objective(
-                    model,
-                    torch.from_numpy(items),
-                    torch.from_numpy(behaviours),
-                    torch.from_numpy(labels),
-                    torch.from_numpy(prepared.users.codes[users[batch]]),
-                )
+                inputs = tensors(device, items, behaviours, labels, prepared.users.codes[users[batch]])
+                with autocast(config, device):
+                    losses = objective(model, *inputs)
                 trainer.step(losses["total"])
                 for name, loss in losses.items():
                     seen[name].append(loss.item())
@@ -54,7 +82,7 @@ def pretrain(config: RunConfig, prepared: Prepared) -> tuple[Srp4Ctr, History]:
             means = {name: float(np.mean(values)) for name, values in seen.items()}
             history.append({"epoch": epoch + 1, **means, "padding_share": 1 - float(lengths.sum()) / slots})
             trainer.show({"loss": means["total"]})
-    return model.eval(), history
+    return Pretrained(model.eval().cpu(), objective.eval().cpu(), history)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     prepared = Prepared.load(folder / "prepared")
     stage = start_stage(folder / "pretrain", config)
     began = time.monotonic()
-    model, history = pretrain(config, prepared)
+    model, _, history = pretrain(config, prepared)
     save_model(model, prepared.transforms, stage)
     write_metrics(stage, history, time.monotonic() - began)
     last = history[-1]

@@ -57,10 +57,13 @@ def encode_users(bundle: Bundle, prepared: Prepared, threads: int) -> Iterator[l
         now = time.time_ns() // 1_000_000
         batch = []
         for place, user in enumerate(users):
+            kept = int(prepared.lengths(counts[user : user + 1])[0])
+            encoding = manifest.state.of_user(arrays, place, kept)
             last = int(events.time_ms[events.start[user + 1] - 1]) if counts[user] else -1
             state = UserState(
-                arrays={name: array[place] for name, array in arrays.items()},
-                events=int(prepared.lengths(counts[user : user + 1])[0]),
+                arrays=encoding.arrays,
+                events=kept,
+                length=encoding.length,
                 created_at_ms=now,
                 last_event_at_ms=None if last < 0 else last,
             )

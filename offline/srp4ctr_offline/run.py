@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.config import RunConfig, load_config
 
@@ -39,10 +41,22 @@ def job_arguments(name: str, argv: Sequence[str], reads: str, writes: str) -> tu
 
 def seed_everything(config: RunConfig) -> np.random.Generator:
     """Make torch repeatable, and give the generator for everything that numpy draws."""
+    # What cuBLAS needs to be repeatable; nothing else reads it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(mode=True)
+    # It would fill all memory that is about to be written anyway: up to a twelfth of a training step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return np.random.default_rng(config.seed)
+
+
+def training_device(config: RunConfig) -> torch.device:
+    """Where training runs; raises ConfigError where the device asked for is not there."""
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ConfigError('device = "cuda", and torch sees no GPU; set device = "cpu" or "auto"')
+    return torch.device("cuda" if there and config.device != "cpu" else "cpu")
 
 
 def write_json(path: Path, value: Any) -> None:

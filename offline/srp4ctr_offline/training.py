@@ -6,12 +6,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from srp4ctr_offline.config import OptimizerConfig
+from srp4ctr_offline.config import OptimizerConfig, RunConfig
 from srp4ctr_offline.run import write_json
+
+Numbers = NDArray[np.generic]
 
 History = list[dict[str, float]]
 """Values by name, an epoch each."""
@@ -19,11 +23,21 @@ History = list[dict[str, float]]
 MAX_GRADIENT_NORM = 1.0
 
 
+def tensors(device: torch.device, *arrays: Numbers) -> list[Tensor]:
+    """The arrays as tensors on the device."""
+    return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
+
+
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """A context whose products are computed in the configuration's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
 class Trainer:
     """AdamW with linear warm-up and cosine decay over all epochs, and a progress bar of steps while entered.
 
-    `groups` are parameters with the factor of the learning rate that each takes. Epochs may differ by a step from
-    `steps_per_epoch`.
+    `groups` are parameters with the factor of the learning rate that each takes. `examples` are those of the first
+    epoch; the others may have a batch more or less.
     """
 
     def __init__(
@@ -31,7 +45,7 @@ class Trainer:
         name: str,
         groups: Iterable[tuple[Iterable[nn.Parameter], float]],
         config: OptimizerConfig,
-        steps_per_epoch: int,
+        examples: int,
     ) -> None:
         self._parameters: list[nn.Parameter] = []
         options: list[dict[str, Any]] = []
@@ -39,7 +53,7 @@ class Trainer:
             options.append({"params": list(parameters), "lr": factor * config.learning_rate})
             self._parameters += options[-1]["params"]
         self._optimizer = torch.optim.AdamW(options, weight_decay=config.weight_decay, fused=True)
-        steps = config.epochs * (steps_per_epoch + 1)
+        steps = config.epochs * (-(-examples // config.batch_size) + 1)
         warm = max(1, int(steps * config.warmup))
 
         def factor_at(step: int) -> float:

@@ -50,7 +50,9 @@ async def model(request: Request) -> Response:
         items=manifest.items,
         state=manifest.state.kind,
         context_features=[
-            ContextFeature.model_validate({"name": feature.name, "type": feature.type})
+            ContextFeature.model_validate(
+                {"name": feature.name, "type": feature.type, "reference": feature.reference}
+            )
             for feature in bundle.transforms.features(CONTEXT)
         ],
         limits=Limits(

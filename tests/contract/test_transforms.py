@@ -137,6 +137,102 @@ def test_wrong_values_are_named(values, field, message) -> None:
     assert caught.value.field == field
 
 
+HELD = FeatureSchema.model_validate(
+    {
+        "context_features": [
+            {"name": "hour", "type": "categorical"},
+            {"name": "position", "type": "categorical", "reference": 1},
+            {"name": "top", "type": "categorical", "reference": False},
+            {"name": "depth", "type": "numeric", "reference": 0},
+        ]
+    }
+)
+
+
+def held() -> Transforms:
+    vocabularies = {
+        "item.id": ["i"],
+        "context.hour": ["20", "8"],
+        "context.position": ["1", "10", "2"],
+        "context.top": ["false", "true"],
+    }
+    fitted = {key: Vocabulary.fit(to_texts(values)) for key, values in vocabularies.items()}
+    return Transforms(HELD, fitted, {"context.depth": np.array([-1.0, 1.0])})
+
+
+def test_a_request_has_the_reference() -> None:
+    """A feature with a reference has its code in every request, null or left out, and the others their own."""
+    for values in ({"hour": 8}, {"hour": 8, "position": None}):
+        assert held().encode_values("context", values, "context").tolist() == [3, 2, 2, 3]
+    assert held().encode_values("context", {}, "context").tolist() == [UNKNOWN, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "message"),
+    [
+        ({"position": 2}, "context.position", "is held at its reference, 1, when serving; leave it out"),
+        ({"position": 1}, "context.position", "is held at its reference, 1, when serving"),
+        ({"position": [{}]}, "context.position", "is held at its reference, 1, when serving"),
+        ({"top": True}, "context.top", "is held at its reference, false, when serving"),
+        ({"depth": 3.5}, "context.depth", r"is held at its reference, 0\.0, when serving"),
+        ({"place": 1}, "context.place", "unknown feature; known are hour$"),
+    ],
+)
+def test_a_request_may_not_give_what_is_held(values, field, message) -> None:
+    """A request with a value for a held feature is refused, and none is offered one."""
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        held().encode_values("context", values, "context")
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 2), (0,)])
+def test_logged_rows_at_reference(shape) -> None:
+    """Logged codes are those of serving where there is a reference, stay as they are elsewhere, and are not changed."""
+    logged = np.random.default_rng(0).integers(0, 4, (*shape, 4)).astype(np.int32)
+    before = logged.copy()
+    served = held().at_reference(logged)
+    assert served.dtype == np.int32
+    np.testing.assert_array_equal(logged, before)
+    np.testing.assert_array_equal(served[..., 0], logged[..., 0])
+    np.testing.assert_array_equal(served[..., 1:], np.broadcast_to([2, 2, 3], (*shape, 3)))
+
+
+def test_rows_without_references_stay_as_they_are() -> None:
+    """Where no context feature has a reference, or there is none at all, logged codes are what serving has."""
+    transforms, _ = fitted()
+    codes = np.zeros((3, 0), np.int32)
+    np.testing.assert_array_equal(transforms.at_reference(codes), codes)
+
+
+def test_references_survive_saving(tmp_path) -> None:
+    """A bundle's schema keeps the references, each of its own kind, and they count for the digest."""
+    held().save(tmp_path)
+    loaded = Transforms.load(tmp_path)
+    assert [feature.reference for feature in loaded.features("context")] == [None, 1, False, 0.0]
+    assert loaded.digest() == held().digest()
+    moved = HELD.model_dump()
+    moved["context_features"][1]["reference"] = 2
+    other = Transforms(FeatureSchema.model_validate(moved), held().vocabularies, held().boundaries)
+    assert other.digest() != held().digest()
+
+
+def test_schemas_without_references_are_the_same_bytes_as_before() -> None:
+    """A schema that uses no reference is written as it was before there were any: fingerprints stay."""
+    schema = FeatureSchema.model_validate(
+        {
+            "context_features": [
+                {"name": "hour", "type": "categorical", "reference": None},
+                {"name": "depth", "type": "numeric"},
+            ]
+        }
+    )
+    assert schema.model_dump_json().endswith(
+        '"context_features":[{"name":"hour","type":"categorical","min_count":1},'
+        '{"name":"depth","type":"numeric","buckets":16}]}'
+    )
+    assert schema == FeatureSchema.model_validate_json(schema.model_dump_json())
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
@@ -147,6 +243,32 @@ def test_wrong_values_are_named(values, field, message) -> None:
         ({"user_features": [{"name": "a", "type": "multi_valued"}]}, "which only item_attributes may be"),
         ({"user_features": [{"name": "a", "type": "numeric"}] * 2}, "declared twice"),
         ({"context_features": [{"name": "label", "type": "categorical"}]}, "is the label"),
+        (
+            {"user_features": [{"name": "rank", "type": "categorical", "reference": 1}]},
+            "user_features: 'rank' has a reference, which only context_features may have",
+        ),
+        (
+            {"item_attributes": [{"name": "price", "type": "numeric", "reference": 0}]},
+            "item_attributes: 'price' has a reference",
+        ),
+        (
+            {"behaviour_features": [{"name": "top", "type": "categorical", "reference": False}]},
+            "behaviour_features: 'top' has a reference",
+        ),
+        ({"item_attributes": [{"name": "a", "type": "multi_valued", "reference": "b"}]}, "reference"),
+        *(
+            ({"context_features": [{"name": "position", "type": "categorical", "reference": value}]}, message)
+            for value, message in (
+                (1.0, "must be a text, an integer or a boolean"),
+                (["1"], "must be a text, an integer or a boolean"),
+                ("", "not empty"),
+                ("a\0", "NUL"),
+            )
+        ),
+        *(
+            ({"context_features": [{"name": "position", "type": "numeric", "reference": value}]}, "reference")
+            for value in ("1", True, float("nan"), float("inf"))
+        ),
         ({"item_attributes": [{"name": "item_id", "type": "categorical"}]}, "is the item id"),
         ({"item_attributes": [{"name": "id", "type": "categorical"}]}, "'id'"),
     ],

@@ -1,9 +1,9 @@
-"""Batches of similar length; that windows and folded rows are whole is tested beside the jobs."""
+"""Batches of similar length, and windows over prefixes; that windows and folded rows are whole is tested beside the jobs."""
 
 import numpy as np
 import pytest
 
-from srp4ctr_offline.batches import POOL, by_length
+from srp4ctr_offline.batches import POOL, by_length, windows
 
 
 @pytest.mark.parametrize("examples", [0, 1, 7, 8, 9, 2 * POOL * 8, 2000])
@@ -37,3 +37,54 @@ def test_batches_are_random() -> None:
     assert {tuple(sorted(batch.tolist())) for batch in first} != {
         tuple(sorted(batch.tolist())) for batch in other
     }
+
+
+def newest(prepared, users, ends) -> np.ndarray:
+    """Where each user's newest window ends [U]; 0 where there is none."""
+    found = np.zeros(len(prepared.users.ids), np.int64)
+    np.maximum.at(found, users, ends)
+    return found
+
+
+@pytest.mark.parametrize("prefix_rate", [0.0, 0.5, 1.0])
+def test_windows_end_within_the_training_events(tiny, prefix_rate) -> None:
+    """Whatever share of the users is shown as they were earlier, no window ends later than training does, each user
+    with training events has one, and what comes before the newest window's end is shown, too.
+    """
+    prepared = tiny.prepared
+    trained = prepared.users.train_events
+    assert (trained == 0).any()
+    for seed in range(3):
+        users, ends = windows(prepared, np.random.default_rng(seed), prefix_rate)
+        assert ((ends >= 1) & (ends <= trained[users])).all()
+        last = newest(prepared, users, ends)
+        assert ((last > 0) == (trained > 0)).all()
+        for user, end in enumerate(last):
+            seen = np.zeros(end, bool)
+            for one in ends[users == user]:
+                seen[max(0, one - prepared.max_events) : one] = True
+            assert seen.all()
+
+
+def test_prefixes_end_anywhere(tiny) -> None:
+    """A share prefix_rate of the users ends at any of their training events, drawn anew at each call; 0 moves none."""
+    trained = tiny.prepared.users.train_events
+    users = np.flatnonzero(trained)
+    draws = {
+        rate: np.array(
+            [
+                newest(tiny.prepared, *windows(tiny.prepared, np.random.default_rng(seed), rate))[users]
+                for seed in range(10)
+            ]
+        )
+        for rate in (0.0, 0.5, 1.0)
+    }
+    assert (draws[0.0] == trained[users]).all()
+    place = (draws[1.0] - 1) / np.maximum(1, trained[users] - 1)
+    many = trained[users] > 1
+    assert place[:, many].mean() == pytest.approx(0.5, abs=0.02)
+    assert place[:, many].max() == 1
+    assert place[:, many].min() == 0
+    assert (draws[1.0][0] != draws[1.0][1]).any()
+    expected = 0.5 + 0.5 * (1 / trained[users]).mean()
+    assert (draws[0.5] == trained[users]).mean() == pytest.approx(expected, abs=0.02)

@@ -189,6 +189,22 @@ def test_logistic_regression_sees_no_history(by_genre) -> None:
     np.testing.assert_array_equal(logistic_regression(flipped, test), before)
 
 
+def test_logistic_regression_is_asked_at_the_reference(tiny) -> None:
+    """Where a row was shown trains the regression, and is not told to it when it predicts: as serving is not."""
+    prepared, test = tiny.prepared, tiny.prepared.rows.of("test")
+    before = logistic_regression(prepared, test)
+    for split, matters in (("test", False), ("valid", False), ("train", True)):
+        moved = prepared.rows.contexts.copy()
+        of = prepared.rows.of(split)
+        moved[of, -1] = np.random.default_rng(0).permutation(moved[of, -1])
+        rows = dataclasses.replace(prepared.rows, contexts=moved)
+        after = logistic_regression(dataclasses.replace(prepared, rows=rows), test)
+        if matters:
+            assert np.abs(after - before).max() > 1e-3
+        else:
+            np.testing.assert_array_equal(after, before)
+
+
 def test_logistic_regression_is_chosen_on_validation_rows(by_genre) -> None:
     """Validation labels that contradict training choose the regression that trusts its inputs least."""
     test, valid = by_genre.rows.of("test"), by_genre.rows.of("valid")

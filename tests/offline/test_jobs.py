@@ -53,7 +53,7 @@ def test_training_repeats(tiny) -> None:
     marks = []
     for seed in (3, 3, 4):
         config = tiny.config.model_copy(update={"seed": seed})
-        model, _ = pretrain(config, tiny.prepared)
+        model = pretrain(config, tiny.prepared).model
         finetune(config, tiny.prepared, model)
         marks.append(fingerprint(model, tiny.prepared.transforms))
     assert marks[0] == marks[1] == tiny.bundle.manifest.fingerprint
@@ -287,7 +287,7 @@ def run_bare(folder: Path, rows: pl.DataFrame, **schema) -> Bundle:
     )
     prepared = prepare(config)
     prepared.save(folder / "run" / "prepared")
-    model, _ = pretrain(config, prepared)
+    model = pretrain(config, prepared).model
     finetune(config, prepared, model)
     stage = start_stage(folder / "run" / "finetune", config)
     save_model(model, prepared.transforms, stage)

@@ -168,6 +168,38 @@ def test_vocabularies_know_training_alone(tmp_path) -> None:
     assert prepared.users.train_events.tolist() == [2, 0]
 
 
+def positions(folder: Path, kind: str, reference: object, values: list | None = None, **more) -> Prepared:
+    """Five rows at positions, the first two for training, prepared with that reference."""
+    write_tables(folder, table(**GOOD_BOTH).with_columns(position=pl.Series(values or [2, 1, 1, 2, 3])))
+    feature = {"name": "position", "type": kind, "reference": reference} | more
+    return prepare(config_for(folder, one_file=True, context_features=[feature]))
+
+
+@pytest.mark.parametrize("kind", ["categorical", "numeric"])
+def test_logged_positions_are_kept(tmp_path, kind) -> None:
+    """Prepared rows have the values that were logged, and serving's can be had from them."""
+    prepared = positions(tmp_path, kind, 1)
+    codes = prepared.rows.contexts[:, 0]
+    assert (codes[:2] == [3, 2]).all()
+    assert prepared.transforms.at_reference(prepared.rows.contexts)[:, 0].tolist() == [2] * 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference", "more"),
+    [
+        ("categorical", 3, {}),
+        ("categorical", "top", {}),
+        ("categorical", 1, {"min_count": 2}),
+        ("numeric", 1.0, {"values": [None, None, 1, 2, 3]}),
+        ("categorical", 1, {"values": [None, 2, 1, 1, 1]}),
+    ],
+)
+def test_a_reference_that_training_never_saw_is_refused(tmp_path, kind, reference, more) -> None:
+    """Serving could hold a feature only at what the model has not learnt: an error names the feature and the value."""
+    with pytest.raises(DataError, match=rf"rows\.position: the reference {reference!r}, "):
+        positions(tmp_path, kind, reference, **more)
+
+
 def test_items_outside_the_vocabulary_keep_their_attributes(tmp_path) -> None:
     """A catalogue item that training never saw has the unknown id and its own, known attributes."""
     rows = table(

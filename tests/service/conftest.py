@@ -41,6 +41,7 @@ SCHEMA = FeatureSchema.model_validate(
         "context_features": [
             {"name": "weekday", "type": "categorical"},
             {"name": "hour", "type": "numeric"},
+            {"name": "position", "type": "categorical", "reference": 2},
         ],
     }
 )
@@ -91,7 +92,7 @@ def scorer_graph(bias):
     inputs = [
         value("tokens", TensorProto.FLOAT, ["B", 2, 4]),
         value("item_codes", TensorProto.INT32, ["B", "C", 2]),
-        value("context_codes", TensorProto.INT32, ["B", 2]),
+        value("context_codes", TensorProto.INT32, ["B", 3]),
     ]
     constants = [
         helper.make_tensor("axes_12", TensorProto.INT64, [2], [1, 2]),
@@ -113,6 +114,7 @@ def make_known(bundles: Path, version: str, bias: float, model: str | None = Non
         "item.id": Vocabulary.fit(to_texts(ITEM_IDS)),
         "item.genre": Vocabulary.fit(to_texts(GENRES)),
         "context.weekday": Vocabulary.fit(to_texts(["Mo", "Tu"])),
+        "context.position": Vocabulary.fit(to_texts(["1", "2"])),
     }
     transforms = Transforms(SCHEMA, vocabularies, {"context.hour": np.array([6.0, 12.0, 18.0])})
     transforms.save(draft)
@@ -127,7 +129,7 @@ def make_known(bundles: Path, version: str, bias: float, model: str | None = Non
         inputs=(
             TensorSpec(name="tokens", dtype="float32", shape=("B", 2, 4)),
             TensorSpec(name="item_codes", dtype="int32", shape=("B", "C", 2)),
-            TensorSpec(name="context_codes", dtype="int32", shape=("B", 2)),
+            TensorSpec(name="context_codes", dtype="int32", shape=("B", 3)),
         ),
         outputs=(TensorSpec(name="probability", dtype="float32", shape=("B", "C")),),
     )

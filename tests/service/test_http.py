@@ -81,13 +81,16 @@ def test_metrics_do_not_repeat_what_clients_sent(api):
 
 
 def test_model_tells_what_it_takes(shared_api, first):
-    """GET /model names the version, its context features with types, the limits and the measured quality."""
+    """GET /model names the version, its context features with types, which of them are held, and at what, the limits
+    and the measured quality.
+    """
     info = shared_api.get("/model").json()
     assert info["version"] == "first"
     assert info["fingerprint"] == first.bundle.manifest.fingerprint
     assert info["context_features"] == [
-        {"name": "weekday", "type": "categorical"},
-        {"name": "hour", "type": "numeric"},
+        {"name": "weekday", "type": "categorical", "reference": None},
+        {"name": "hour", "type": "numeric", "reference": None},
+        {"name": "position", "type": "categorical", "reference": 2},
     ]
     assert info["limits"]["max_candidates"] == 2000
     assert info["metrics"] == {"auc": 0.75}

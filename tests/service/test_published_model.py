@@ -7,7 +7,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from srp4ctr.contract.keys import Keys
-from srp4ctr.contract.state import decode_state
+from srp4ctr.contract.manifest import COLD_STATE
+from srp4ctr.contract.state import HEADER_BYTES, decode_state
 from srp4ctr.contract.vocabulary import to_texts
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.sessions import OnnxScorer
@@ -18,18 +19,24 @@ from srp4ctr_offline.publish import publish
 ROUNDING = 2e-5
 
 
+@pytest.fixture(scope="module", params=["tiny", "tiny_sequence"])
+def run(request):
+    """A trained and exported run of each kind of state."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def served(tiny, serving, service_settings, shared_redis_server):
-    """The tiny bundle published, activated and served: a client, the store and the scorer."""
-    settings = service_settings(tiny.bundles.parent, shared_redis_server.url)
-    settings = settings.model_copy(update={"namespace": "published"})
-    manifest = tiny.bundle.manifest
+def served(run, serving, service_settings, shared_redis_server):
+    """The run's bundle published, activated and served: a client, the store and the scorer."""
+    manifest = run.bundle.manifest
+    settings = service_settings(run.bundles.parent, shared_redis_server.url)
+    settings = settings.model_copy(update={"namespace": f"published-{manifest.name}"})
     with connect(settings, shared_redis_server.url) as redis:
         store = StateStore(redis, Keys(settings.namespace))
-        publish(tiny.bundle, tiny.prepared, store)
+        publish(run.bundle, run.prepared, store)
         store.activate(manifest.version, manifest.fingerprint)
         with serving(settings) as client:
-            yield client, store, OnnxScorer(tiny.bundle)
+            yield client, store, OnnxScorer(run.bundle)
 
 
 @examples(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -41,16 +48,16 @@ def served(tiny, serving, service_settings, shared_redis_server):
     ),
     random=st.randoms(use_true_random=False),
 )
-def test_http_answers_what_the_scorer_gives(tiny, served, user, places, context, random):
+def test_http_answers_what_the_scorer_gives(run, served, user, places, context, random):
     """For any user, candidates and context: HTTP = scorer with the state from Redis, permuted, split and merged."""
     client, store, scorer = served
-    manifest = tiny.bundle.manifest
-    user_id = tiny.user_ids[user]
-    items = [tiny.item_ids[place] if place < len(tiny.item_ids) else f"new-{place}" for place in places]
+    manifest = run.bundle.manifest
+    user_id = run.user_ids[user]
+    items = [run.item_ids[place] if place < len(run.item_ids) else f"new-{place}" for place in places]
     data = store.get_many(manifest.version, [user_id])[0]
     state = decode_state(data, manifest.state, manifest.fingerprint_bytes)
-    codes = tiny.bundle.items.codes[tiny.bundle.items.rows(to_texts(items))]
-    expected = scorer(state, codes, tiny.bundle.transforms.encode_values("context", context, "context"))
+    codes = run.bundle.items.codes[run.bundle.items.rows(to_texts(items))]
+    expected = scorer(state, codes, run.bundle.transforms.encode_values("context", context, "context"))
 
     def ask(item_ids):
         response = client.post("/score", json={"user_id": user_id, "item_ids": item_ids, "context": context})
@@ -69,5 +76,35 @@ def test_http_answers_what_the_scorer_gives(tiny, served, user, places, context,
     cut = random.randint(0, len(items))
     parts = [ask(part) for part in (items[:cut], items[cut:]) if part]
     np.testing.assert_allclose(np.concatenate(parts), expected, atol=ROUNDING)
-    merged = ask([*items, *tiny.item_ids[: random.randint(1, 90)]])
+    merged = ask([*items, *run.item_ids[: random.randint(1, 90)]])
     np.testing.assert_allclose(merged[: len(items)], expected, atol=ROUNDING)
+
+
+def test_states_take_what_the_layout_says(run, served):
+    """Each user's bytes in Redis are a header and the layout's arrays for the positions that the user has."""
+    _, store, _ = served
+    manifest = run.bundle.manifest
+    kept = run.prepared.lengths(run.prepared.event_counts())
+    sequence = manifest.state.kind == "sequence"
+    sizes = []
+    for events, data in zip(kept.tolist(), store.get_many(manifest.version, run.user_ids), strict=True):
+        state = decode_state(data, manifest.state, manifest.fingerprint_bytes)
+        assert (state.events, state.length) == (events, events + 1 if sequence else 0)
+        assert len(data) == HEADER_BYTES + manifest.state.payload_bytes(state.length)
+        sizes.append(len(data))
+    assert (len(set(sizes)) > 1) == sequence
+    assert kept.min() == 0 < kept.max() == run.prepared.max_events
+    cold = (run.bundle.folder / COLD_STATE).stat().st_size
+    assert cold == min(sizes)
+
+
+def test_strangers_are_scored_by_the_cold_state(run, served):
+    """A user without a state gets the scores of the bundle's cold state, and the answer says so."""
+    client, _, scorer = served
+    answer = client.post("/score", json={"user_id": "nobody", "item_ids": run.item_ids[:20]}).json()
+    assert answer["user_state"]["status"] != "fresh"
+    codes = run.bundle.items.codes[run.bundle.items.rows(to_texts(run.item_ids[:20]))]
+    expected = scorer(
+        run.bundle.cold_state, codes, run.bundle.transforms.encode_values("context", {}, "context")
+    )
+    np.testing.assert_array_equal(np.array(answer["scores"], np.float32), expected)

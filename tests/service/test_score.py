@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from srp4ctr.contract.keys import Keys
+from srp4ctr.contract.vocabulary import to_texts
 from srp4ctr_service.model import ServedModel
 
 ITEMS = ["3", "1", "40", "2"]
@@ -63,6 +64,21 @@ def test_context_is_used(first, score):
     answer = score(user_id="nobody", item_ids=ITEMS, context=context).json()
     assert answer["scores"] == pytest.approx(first.scores(ITEMS, context=context), abs=1e-6)
     assert answer["scores"] != pytest.approx(first.scores(ITEMS), abs=1e-6)
+
+
+def test_a_held_feature_is_scored_at_its_reference(first, score):
+    """A request without the position, or with a null in its place, is scored at the reference; one with it is told so."""
+    weekday, hour, reference = 1, 1, 3
+    items = first.bundle.items.codes[first.bundle.items.rows(to_texts(ITEMS))].sum(axis=1)
+    expected = 1 / (1 + np.exp(-(first.bias + 0.01 * (items + weekday + hour + reference))))
+    for context in ({}, {"position": None}):
+        answer = score(user_id="nobody", item_ids=ITEMS, context=context)
+        assert answer.json()["scores"] == pytest.approx(expected, abs=1e-6)
+    refused = score(user_id="nobody", item_ids=ITEMS, context={"position": 1})
+    assert refused.status_code == 422
+    (error,) = refused.json()["errors"]
+    assert error["field"] == "context.position"
+    assert error["message"] == "is held at its reference, 2, when serving; leave it out"
 
 
 def test_candidate_does_not_see_its_neighbours(score):

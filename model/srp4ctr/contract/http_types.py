@@ -92,10 +92,13 @@ class Problem(BaseModel):
 
 
 class ContextFeature(BaseModel):
-    """A feature that a request's `context` may have."""
+    """A feature of the model's context: a request's `context` may have it, unless it has a reference."""
 
     name: str
     type: Literal["categorical", "numeric"]
+    reference: str | int | bool | float | None = Field(
+        description="where it is not null, the feature is held at this value, and a request must not give it"
+    )
 
 
 class Limits(BaseModel):

@@ -4,9 +4,17 @@ It is written in a run's TOML file under `[schema]`, travels in every bundle as 
 vocabularies, the embedding tables and what a request may contain.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 
@@ -17,13 +25,40 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class CategoricalFeature(Strict):
+class SingleValued(Strict):
+    """What features of one value share: their `reference` is written only where there is one.
+
+    Schemas that use none are thus the same bytes as before there were references, and so are their fingerprints.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_no_reference(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        if content.get("reference") is None:
+            content.pop("reference", None)
+        return content
+
+
+class CategoricalFeature(SingleValued):
     """A text, an integer or a boolean: one code of a vocabulary."""
 
     name: Name
     type: Literal["categorical"]
     min_count: int = Field(default=1, ge=1, description="rarer values share the code of the unknown")
+    reference: str | int | bool | None = Field(
+        default=None,
+        description="context_features: trained with the logged value, held at this one when serving",
+    )
     width: ClassVar[int] = 1
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _is_a_category(cls, value: object) -> object:
+        if value is not None and not isinstance(value, str | int):
+            raise ValueError("must be a text, an integer or a boolean")
+        if isinstance(value, str) and (value == "" or "\0" in value):
+            raise ValueError("must be a text that is not empty and does not hold the character NUL")
+        return value
 
 
 class MultiValuedFeature(Strict):
@@ -33,6 +68,7 @@ class MultiValuedFeature(Strict):
     type: Literal["multi_valued"]
     min_count: int = Field(default=1, ge=1, description="rarer values share the code of the unknown")
     max_values: int = Field(default=8, ge=1, le=256, description="values kept of a list")
+    reference: ClassVar[None] = None
 
     @property
     def width(self) -> int:
@@ -40,12 +76,16 @@ class MultiValuedFeature(Strict):
         return self.max_values
 
 
-class NumericFeature(Strict):
+class NumericFeature(SingleValued):
     """A number: the code of its quantile bucket."""
 
     name: Name
     type: Literal["numeric"]
     buckets: int = Field(default=16, ge=2, le=4096, description="quantile buckets, at most")
+    reference: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="context_features: trained with the logged value, held at this one when serving",
+    )
     width: ClassVar[int] = 1
 
 
@@ -89,6 +129,10 @@ class FeatureSchema(Strict):
                 if feature.type == "multi_valued" and group != "item_attributes":
                     raise ValueError(
                         f"{group}: {feature.name!r} is multi_valued, which only item_attributes may be"
+                    )
+                if feature.reference is not None and group != "context_features":
+                    raise ValueError(
+                        f"{group}: {feature.name!r} has a reference, which only context_features may have"
                     )
         for name in (self.item_id, "id"):
             if name in [feature.name for feature in self.item_attributes]:

@@ -4,11 +4,11 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from srp4ctr.contract.errors import StateCorrupt, StateForeign
 from srp4ctr.contract.schema import Strict
@@ -17,26 +17,46 @@ MAGIC = b"SRPU"
 LAYOUT_VERSION = 1
 FINGERPRINT_BYTES = 16
 NO_TIME = -1
+START_POSITIONS = 1
+"""Positions of a state with a dimension `"S"` that are no event's: the start token's, which comes last."""
 
 _HEADER = struct.Struct("<4sHH16sqqIIII")
 HEADER_BYTES = _HEADER.size
 _ALIGNMENT = 8
 # The checksum is the header's last field and covers everything but itself.
 _CHECKSUM_AT = HEADER_BYTES - 4
+# The largest value of a quantised row; -128 is not used, so that a number and its negative are stored alike.
+_INT8_MAX = 127
 
 DType = Literal["float32", "float16", "int32", "int8"]
 
 
 class ArraySpec(Strict):
-    """Name, dtype and shape of one array; the dimension `"L"` is the number of events that a state keeps."""
+    """Name, dtype and shape of one array; the dimension `"S"` is the number of positions that a state keeps.
+
+    `int8` is real numbers, each row (last axis) of them quantised with a scale of its own; see `stored`.
+    """
 
     name: str
     dtype: DType
-    shape: tuple[int | Literal["L"], ...]
+    shape: tuple[int | Literal["S"], ...]
 
     def concrete(self, length: int) -> tuple[int, ...]:
         """The shape of an array in a state that keeps `length` events."""
-        return tuple(length if dim == "L" else dim for dim in self.shape)
+        return tuple(length if dim == "S" else dim for dim in self.shape)
+
+    @model_validator(mode="after")
+    def _int8_has_rows(self) -> Self:
+        if self.dtype == "int8" and not self.shape:
+            raise ValueError(f"the state array {self.name!r} is int8 and has no dimension to quantise along")
+        return self
+
+
+class Encoding(NamedTuple):
+    """One user's arrays, and the positions that those with a dimension `"S"` keep (0 where none has one)."""
+
+    arrays: dict[str, NDArray[np.generic]]
+    length: int
 
 
 class StateLayout(Strict):
@@ -46,8 +66,22 @@ class StateLayout(Strict):
     arrays: tuple[ArraySpec, ...] = Field(min_length=1)
 
     def payload_bytes(self, length: int = 0) -> int:
-        """Bytes of the arrays of a state that keeps `length` events, alignment included."""
-        return sum(_aligned(_array_bytes(spec, length)) for spec in self.arrays)
+        """Bytes of the arrays of a state that keeps `length` positions, alignment included."""
+        return sum(_aligned(_nbytes(*part)) for spec in self.arrays for part in _parts(spec, length))
+
+    def of_user(self, batch: Mapping[str, NDArray[np.generic]], place: int, events: int) -> "Encoding":
+        """The arrays of one user of a batch [U, ...], without the padding on the left of the user's own positions.
+
+        `events` are those of the user's history; a state keeps the start token beside them.
+        """
+        arrays, length = {}, 0
+        for spec in self.arrays:
+            array = batch[spec.name][place]
+            if spec.shape[0] == "S":
+                length = events + START_POSITIONS
+                array = array[len(array) - length :]
+            arrays[spec.name] = array
+        return Encoding(arrays, length)
 
 
 @dataclass(frozen=True)
@@ -55,7 +89,7 @@ class UserState:
     """One user's cached encoding: a value, never changed.
 
     `arrays` follow the layout of the bundle; `events` counts the history's events that were encoded, and `length`
-    is the arrays' dimension `"L"` (0 where no array has one). Times are Unix milliseconds.
+    is the arrays' dimension `"S"` (0 where no array has one). Times are Unix milliseconds.
     """
 
     arrays: Mapping[str, NDArray[np.generic]]
@@ -66,14 +100,15 @@ class UserState:
 
 
 def encode_state(state: UserState, layout: StateLayout, fingerprint: bytes) -> bytes:
-    """The state's bytes; arrays are cast to the layout's dtypes and must have its shapes."""
+    """The state's bytes; arrays are cast or quantised to the layout's dtypes and must have its shapes."""
     body = bytearray(layout.payload_bytes(state.length))
     offset = 0
     for spec in layout.arrays:
-        array = np.ascontiguousarray(state.arrays[spec.name], np.dtype(spec.dtype).newbyteorder("<"))
+        array = state.arrays[spec.name]
         assert array.shape == spec.concrete(state.length), (spec, array.shape, state.length)
-        body[offset : offset + array.nbytes] = array.tobytes()
-        offset += _aligned(array.nbytes)
+        for part in _take_apart(array, spec.dtype):
+            body[offset : offset + part.nbytes] = part.tobytes()
+            offset += _aligned(part.nbytes)
     last = NO_TIME if state.last_event_at_ms is None else state.last_event_at_ms
     head = _HEADER.pack(
         MAGIC,
@@ -91,7 +126,7 @@ def encode_state(state: UserState, layout: StateLayout, fingerprint: bytes) -> b
 
 
 def decode_state(data: bytes, layout: StateLayout, fingerprint: bytes) -> UserState:
-    """The state in `data`; its arrays are read-only views into it.
+    """The state in `data`; its arrays are read-only: views into it, or float32 where they are stored in int8.
 
     Raises StateCorrupt where the bytes are not a whole state, and StateForeign where another model wrote them.
     """
@@ -112,16 +147,66 @@ def decode_state(data: bytes, layout: StateLayout, fingerprint: bytes) -> UserSt
     arrays: dict[str, NDArray[np.generic]] = {}
     offset = HEADER_BYTES
     for spec in layout.arrays:
-        shape = spec.concrete(length)
-        dtype = np.dtype(spec.dtype).newbyteorder("<")
-        count = int(np.prod(shape, dtype=np.int64))
-        arrays[spec.name] = np.frombuffer(data, dtype, count, offset).reshape(shape)
-        offset += _aligned(_array_bytes(spec, length))
+        parts = []
+        for dtype, shape in _parts(spec, length):
+            count = int(np.prod(shape, dtype=np.int64))
+            parts.append(np.frombuffer(data, dtype, count, offset).reshape(shape))
+            offset += _aligned(_nbytes(dtype, shape))
+        arrays[spec.name] = _put_together(parts)
+        arrays[spec.name].flags.writeable = False
     return UserState(arrays, events, created, None if last == NO_TIME else last, length)
 
 
-def _array_bytes(spec: ArraySpec, length: int) -> int:
-    return int(np.prod(spec.concrete(length), dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+def stored(array: NDArray[np.generic], dtype: DType) -> NDArray[np.generic]:
+    """What a state gives back of an array that it keeps in `dtype`; any number of leading dimensions.
+
+    `int8` becomes float32: each row (last axis) is a multiple of the smallest float16 scale with 127 * scale >= max|row|,
+    so that no number moves by more than half a scale and a row of zeros stays one. Other dtypes are casts.
+    """
+    return _put_together(_take_apart(array, dtype))
+
+
+def _parts(spec: ArraySpec, length: int) -> list[tuple[np.dtype[np.generic], tuple[int, ...]]]:
+    """Dtype and shape of what `_take_apart` makes of an array."""
+    shape = spec.concrete(length)
+    parts: list[tuple[np.dtype[np.generic], tuple[int, ...]]] = [(_little(spec.dtype), shape)]
+    if spec.dtype == "int8":
+        parts.append((_little("float16"), shape[:-1]))
+    return parts
+
+
+def _take_apart(array: NDArray[np.generic], dtype: DType) -> list[NDArray[np.generic]]:
+    """The array as it is stored: one part, or int8 values [..., D] and their rows' scales [...]."""
+    # Too large for the dtype is as wrong as infinite, and noticed below.
+    with np.errstate(over="ignore"):
+        if dtype != "int8":
+            cast = array.astype(_little(dtype))
+            assert np.isfinite(cast).all(), "a state's numbers are finite"
+            return [cast]
+        # In float64, every number comes to lie on the nearest of its row's steps.
+        rows = array.astype(np.float64)
+        least = np.abs(rows).max(axis=-1, initial=0.0) / _INT8_MAX
+        nearest = least.astype(np.float16)
+        scales = np.where(nearest < least, np.nextafter(nearest, np.float16(np.inf)), nearest)
+    assert np.isfinite(scales).all(), "a state's numbers are finite"
+    steps = np.where(scales == 0, 1, scales).astype(np.float64)
+    return [np.rint(rows / steps[..., None]).astype(np.int8), scales.astype(_little("float16"))]
+
+
+def _put_together(parts: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    if len(parts) == 1:
+        return parts[0]
+    values, scales = parts
+    # Exact: 7 bits times 11.
+    return values.astype(np.float32) * scales[..., None].astype(np.float32)
+
+
+def _little(dtype: DType) -> np.dtype[np.generic]:
+    return np.dtype(dtype).newbyteorder("<")
+
+
+def _nbytes(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
 def _aligned(size: int) -> int:

@@ -3,6 +3,9 @@
 Every feature becomes one or more int32 code columns. Codes of one group (an item's id and attributes, an event's
 behaviour features, a user's features, a request's context) stand side by side in one matrix [N, W], in the order
 of the schema: an item's first column is its id. 0 pads, 1 is unknown or missing, values begin at 2.
+
+A context feature with a `reference`, such as the position at which an item was shown, is known of logged rows alone:
+tables give its logged value, to train with; requests, and logged rows `at_reference`, the reference.
 """
 
 import hashlib
@@ -139,21 +142,37 @@ class Transforms:
         return codes
 
     def encode_values(self, group: str, values: Mapping[str, Any], field: str) -> Codes:
-        """Codes [W] of one JSON object; what it lacks, or gives as null, is missing.
+        """Codes [W] of one JSON object; what it lacks, or gives as null, is missing, or held at its reference.
 
         `field` is the object's path in the request, for errors: InvalidRequest names the key at fault.
         """
         features = self.features(group)
-        known = {feature.name for feature in features}
-        for name in values:
-            if name not in known:
-                offer = f"known are {', '.join(sorted(known))}" if known else "the model has none"
+        held = {feature.name: feature.reference for feature in features if feature.reference is not None}
+        known = {feature.name for feature in features} - held.keys()
+        for name, value in values.items():
+            if name in held:
+                if value is not None:
+                    message = (
+                        f"is held at its reference, {json.dumps(held[name])}, when serving; leave it out"
+                    )
+                    raise InvalidRequest(f"{field}.{name}", message)
+            elif name not in known:
+                offer = f"known are {', '.join(sorted(known))}" if known else "the model takes none"
                 raise InvalidRequest(f"{field}.{name}", f"unknown feature; {offer}")
+        given = {**values, **held}
         parts = [
-            self._encode_value(group, feature, values.get(feature.name), f"{field}.{feature.name}")
+            self._encode_value(group, feature, given.get(feature.name), f"{field}.{feature.name}")
             for feature in features
         ]
         return np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int32)
+
+    def at_reference(self, codes: Codes) -> Codes:
+        """Context codes [..., W] of logged rows as serving would have them: features with a reference hold its code."""
+        held = [feature.reference is not None for feature in self.features(CONTEXT)]
+        if not any(held):
+            return codes
+        # Context features are one column each.
+        return np.where(held, self.encode_values(CONTEXT, {}, CONTEXT), codes)
 
     def _encode_value(self, group: str, feature: Feature, value: Any, path: str) -> Codes:
         if feature.type == "numeric":

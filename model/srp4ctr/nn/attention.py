@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from srp4ctr.nn.dropout import Dropout
+
 
 class Attention(nn.Module):
     """Attention of X positions to Y positions, written out in plain operations so that it exports as it is."""
@@ -62,14 +64,17 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.norm_feed_forward = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x_UXD: Tensor, bias_UY: Tensor | None = None, memory_UYD: Tensor | None = None
     ) -> Tensor:
         """[U, X, D]; `bias_UY` hides positions of what is attended to."""
         normed_UXD = self.norm_attention(x_UXD)
-        attended_UYD = normed_UXD if memory_UYD is None else memory_UYD
-        x_UXD = x_UXD + self.dropout(self.attention(normed_UXD, attended_UYD, bias_UY))
+        return self.attend(x_UXD, normed_UXD, normed_UXD if memory_UYD is None else memory_UYD, bias_UY)
+
+    def attend(self, x_UXD: Tensor, normed_UXD: Tensor, memory_UYD: Tensor, bias_UY: Tensor | None) -> Tensor:
+        """The same, where the normed input is at hand."""
+        x_UXD = x_UXD + self.dropout(self.attention(normed_UXD, memory_UYD, bias_UY))
         refined_UXD: Tensor = x_UXD + self.dropout(self.feed_forward(self.norm_feed_forward(x_UXD)))
         return refined_UXD

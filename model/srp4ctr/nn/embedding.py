@@ -1,6 +1,7 @@
 """Code matrices to vectors: one table a field, summed (SRP4CTR, claim 3: side information beside the item id)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srp4ctr.contract.transforms import Field
@@ -27,16 +28,24 @@ class FieldEmbeddings(nn.Module):
 
     def forward(self, codes_XW: Tensor) -> Tensor:
         """[..., D] of codes [..., W]; a group without fields gives zeros."""
-        total_XD = codes_XW.new_zeros((*codes_XW.shape[:-1], self.width), dtype=torch.float32)
+        shape = (*codes_XW.shape[:-1], self.width)
+        total_XD: Tensor | None = None
         for field, table in zip(self.fields, self.tables, strict=True):
+            assert isinstance(table, nn.Embedding)
             codes_XV = codes_XW[..., field.start : field.start + field.width]
-            vectors_XVD = table(codes_XV)
             if field.width == 1:
-                total_XD = total_XD + vectors_XVD.squeeze(-2)
-            else:
+                vector_XD = table(codes_XV.squeeze(-1))
+            elif torch.compiler.is_exporting():
                 count_X1 = (codes_XV != PADDING).sum(-1, keepdim=True).clamp(min=1)
-                total_XD = total_XD + vectors_XVD.sum(-2) / count_X1
-        return total_XD
+                vector_XD = table(codes_XV).sum(-2) / count_X1
+            else:
+                # The same, without laying out every value's vector.
+                codes_RV = codes_XV.reshape(-1, field.width)
+                vector_XD = F.embedding_bag(codes_RV, table.weight, mode="mean", padding_idx=PADDING).view(
+                    shape
+                )
+            total_XD = vector_XD if total_XD is None else total_XD + vector_XD
+        return codes_XW.new_zeros(shape, dtype=torch.float32) if total_XD is None else total_XD
 
     def values(self, index: int) -> Tensor:
         """Embeddings [size - 2, D] of the values of field `index`, for output layers tied to them."""

@@ -1,6 +1,7 @@
 """The model as two ONNX graphs: histories to states, and states with candidates to calibrated probabilities.
 
-Users B, events L and candidates C vary; everything else is fixed. A feature group without features has no input.
+Users B, events L, positions S that a state keeps, and candidates C vary; everything else is fixed. A feature group
+without features has no input.
 """
 
 import logging
@@ -18,7 +19,7 @@ OPSET = 20
 EXPORTER = "torch.onnx dynamo"
 
 # No example dimension is 0 or 1, which torch.export would take for fixed.
-_EXAMPLE = {"B": 3, "L": 5, "C": 7}
+_EXAMPLE = {"B": 3, "L": 5, "S": 6, "C": 7}
 
 
 class EncoderGraph(nn.Module):
@@ -68,7 +69,11 @@ class ScorerGraph(nn.Module):
         given = dict(zip((one.name for one in self.spec.inputs), tensors, strict=True))
         items_BCW = given["item_codes"]
         none_B0 = items_BCW[:, 0, :0]
-        state: State = {"tokens": given["tokens"], "user_codes": given.get("user_codes", none_B0)}
+        state: State = {"user_codes": none_B0} | {
+            a.name: given[a.name] for a in self.model.state_layout.arrays
+        }
+        if "recent_ids" in state and "recent_behaviours" not in state:
+            state["recent_behaviours"] = state["recent_ids"][..., None][..., :0]
         context_B1W = given.get("context_codes", none_B0)[:, None]
         return (self.model.calibrate(self.model.score(state, items_BCW, context_B1W)),)
 
@@ -77,8 +82,14 @@ def export_graph(graph: EncoderGraph | ScorerGraph, path: Path) -> None:
     """Write the graph as one ONNX file with its weights inside."""
     graph.eval()
     longest = graph.model.max_events
-    sizes = _EXAMPLE | {"L": max(2, min(_EXAMPLE["L"], longest - 1))}
-    dims = {"B": torch.export.Dim("B"), "C": torch.export.Dim("C"), "L": torch.export.Dim("L", max=longest)}
+    events = max(2, min(_EXAMPLE["L"], longest - 1))
+    sizes = _EXAMPLE | {"L": events, "S": events + 1}
+    dims = {
+        "B": torch.export.Dim("B"),
+        "L": torch.export.Dim("L", max=longest),
+        "S": torch.export.Dim("S", max=longest + 1),
+        "C": torch.export.Dim("C"),
+    }
     example, shapes = [], []
     for spec in graph.spec.inputs:
         size = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]

@@ -16,9 +16,12 @@ from srp4ctr.contract.state import ArraySpec, StateLayout
 from srp4ctr.contract.transforms import Fields
 from srp4ctr.contract.vocabulary import PADDING
 from srp4ctr.nn.attention import Block
+from srp4ctr.nn.ctr import CtrModel
+from srp4ctr.nn.dropout import Dropout
 from srp4ctr.nn.embedding import FieldEmbeddings
-from srp4ctr.nn.encoder import HistoryEncoder
+from srp4ctr.nn.encoder import Encoded, HistoryEncoder
 from srp4ctr.nn.querying import QueryingTransformer
+from srp4ctr.nn.recent import RecentEvents
 
 State = dict[str, Tensor]
 """User state arrays by name, each [U, ...]: what `StateLayout` declares."""
@@ -29,16 +32,30 @@ Count = Annotated[int, Option(ge=1)]
 class ModelConfig(Strict):
     """Sizes of the network; `[model]` of a run's TOML file."""
 
-    state: Literal["tokens"] = Option(default="tokens", description="what is cached of a user")
-    state_dtype: Literal["float16", "float32"] = Option(
+    state: Literal["tokens", "sequence"] = Option(
+        default="tokens",
+        description="what is cached of a user: the querying transformer's output, or what every layer reads",
+    )
+    state_dtype: Literal["float32", "float16", "int8"] = Option(
         default="float16", description="how states are stored"
     )
     width: Count = Option(default=64, description="D")
     heads: Count = Option(default=4, description="N; divides width")
     layers: Count = Option(default=2, description="of the history encoder")
     query_tokens: Count = Option(default=16, description="Q")
-    query_layers: Count = Option(default=1, description="of the querying transformer")
-    cross_layers: Count = Option(default=2, description="uni cross-attention blocks of a candidate")
+    query_layers: Annotated[int, Option(ge=0)] = Option(
+        default=1, description="of the querying transformer; 0: the mean of the history is the only token"
+    )
+    query_reads: Literal["last", "every"] = Option(
+        default="last", description="the encoder layers whose output the queries read"
+    )
+    recent_events: Annotated[int, Option(ge=0)] = Option(
+        default=0,
+        description="latest events that a tokens state keeps as codes; a candidate's first block reads them",
+    )
+    cross_layers: Annotated[int, Option(ge=0)] = Option(
+        default=2, description="uni cross-attention blocks of a candidate; 0: it sees the tokens' mean"
+    )
     tower: tuple[Count, ...] = Option(default=(128, 64), description="hidden widths of the CTR tower")
     dropout: float = Option(default=0.1, ge=0, lt=1)
 
@@ -46,44 +63,66 @@ class ModelConfig(Strict):
     def _heads_divide_the_width(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+        if self.recent_events and (self.state != "tokens" or self.cross_layers < 2):
+            raise ValueError(
+                "recent_events needs state = 'tokens' and a block of its own: cross_layers of 2 or more"
+            )
+        if self.state == "sequence" and self.cross_layers != self.layers:
+            raise ValueError(
+                f"state = 'sequence' reads every layer: cross_layers = {self.cross_layers} must be layers = {self.layers}"
+            )
         return self
 
 
-class Srp4Ctr(nn.Module):
-    """SRP4CTR with the `tokens` state."""
+class Srp4Ctr(CtrModel):
+    """SRP4CTR with the `tokens` or the `sequence` state."""
 
     def __init__(self, config: ModelConfig, fields: Fields, max_events: int) -> None:
-        super().__init__()
-        self.config, self.fields, self.max_events = config, fields, max_events
+        super().__init__(fields, max_events)
+        self.config = config
         width, heads, dropout = config.width, config.heads, config.dropout
         self.items = FieldEmbeddings(fields.item, width)
         self.users = FieldEmbeddings(fields.user, width)
         self.contexts = FieldEmbeddings(fields.context, width)
         self.encoder = HistoryEncoder(fields, max_events, width, heads, config.layers, dropout)
-        self.querying = QueryingTransformer(config.query_tokens, width, heads, config.query_layers, dropout)
+        self.querying: QueryingTransformer | None = None
+        if config.state == "tokens" and config.query_layers:
+            self.querying = QueryingTransformer(
+                config.query_tokens, width, heads, config.query_layers, dropout
+            )
+        self.recent: RecentEvents | None = None
+        if config.recent_events:
+            self.recent = RecentEvents(config.recent_events, width)
         self.norm_candidate = nn.LayerNorm(width)
         self.cross = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.cross_layers))
         self.norm_cross = nn.LayerNorm(width)
         self.tower = _tower(5 * width, config.tower, dropout)
-        # Platt scaling, fitted on validation rows after fine-tuning.
-        self.calibration_scale: Tensor
-        self.calibration_bias: Tensor
-        self.register_buffer("calibration_scale", torch.ones(()))
-        self.register_buffer("calibration_bias", torch.zeros(()))
-        # The candidate reads the user with the keys and values that the encoder began with; untied from then on.
         for mine, encoders in zip(self.cross, self.encoder.blocks, strict=False):
             assert isinstance(mine, Block)
             assert isinstance(encoders, Block)
-            mine.attention.key.load_state_dict(encoders.attention.key.state_dict())
-            mine.attention.value.load_state_dict(encoders.attention.value.state_dict())
+            if config.state == "sequence":
+                # A candidate reads a layer through that layer's own keys and values (claim 4).
+                mine.attention.key, mine.attention.value = encoders.attention.key, encoders.attention.value
+            else:
+                # It reads the tokens with the keys and values that the encoder began with; untied from then on.
+                mine.attention.key.load_state_dict(encoders.attention.key.state_dict())
+                mine.attention.value.load_state_dict(encoders.attention.value.state_dict())
 
     @property
     def state_layout(self) -> StateLayout:
         """What a cached state of this model consists of."""
         config = self.config
-        arrays = [
-            ArraySpec(name="tokens", dtype=config.state_dtype, shape=(config.query_tokens, config.width)),
-        ]
+        shape: tuple[int | Literal["S"], ...]
+        if config.state == "sequence":
+            name, shape = "layers", ("S", config.layers * config.width)
+        else:
+            name, shape = "tokens", (config.query_tokens if config.query_layers else 1, config.width)
+        arrays = [ArraySpec(name=name, dtype=config.state_dtype, shape=shape)]
+        if config.recent_events:
+            arrays.append(ArraySpec(name="recent_ids", dtype="int32", shape=(config.recent_events,)))
+            if self.fields.behaviour:
+                recent = (config.recent_events, Fields.width(self.fields.behaviour))
+                arrays.append(ArraySpec(name="recent_behaviours", dtype="int32", shape=recent))
         if self.fields.user:
             user_width = Fields.width(self.fields.user)
             arrays.append(ArraySpec(name="user_codes", dtype="int32", shape=(user_width,)))
@@ -93,29 +132,69 @@ class Srp4Ctr(nn.Module):
         self, event_items_ULW: Tensor, event_behaviours_ULW: Tensor, user_codes_UW: Tensor
     ) -> State:
         """The users' states; histories are padded on the left with 0, L is 1 to max_events."""
-        history_USD, bias_US = self.encode_history(event_items_ULW, event_behaviours_ULW)
-        return self.read_state(history_USD, bias_US, user_codes_UW)
+        encoded = self.encode_history(event_items_ULW, event_behaviours_ULW)
+        return self.read_state(encoded, user_codes_UW, event_items_ULW, event_behaviours_ULW)
 
-    def encode_history(self, event_items_ULW: Tensor, event_behaviours_ULW: Tensor) -> tuple[Tensor, Tensor]:
-        """One vector an event [U, S, D], the start token first, and the bias [U, S] that hides padding."""
+    def encode_history(self, event_items_ULW: Tensor, event_behaviours_ULW: Tensor) -> Encoded:
+        """The encoder's view of S = L + 1 positions, the start token last."""
         padding_UL = event_items_ULW[..., 0] == PADDING
-        encoded: tuple[Tensor, Tensor] = self.encoder(
-            self.items(event_items_ULW), event_behaviours_ULW, padding_UL
-        )
+        encoded: Encoded = self.encoder(self.items(event_items_ULW), event_behaviours_ULW, padding_UL)
         return encoded
 
-    def read_state(self, history_USD: Tensor, bias_US: Tensor, user_codes_UW: Tensor) -> State:
-        """The states of histories that are encoded already."""
-        tokens_UQD = self.querying(history_USD, bias_US, self.users(user_codes_UW))
-        return {"tokens": tokens_UQD, "user_codes": user_codes_UW}
+    def read_state(
+        self,
+        encoded: Encoded,
+        user_codes_UW: Tensor,
+        event_items_ULW: Tensor,
+        event_behaviours_ULW: Tensor,
+    ) -> State:
+        """The states of histories that are encoded already.
+
+        In a `sequence` state a position whose numbers are all 0 is padding.
+        """
+        state: State = {"user_codes": user_codes_UW}
+        if self.recent is not None:
+            state["recent_ids"] = self.recent.latest(event_items_ULW[..., 0])
+            state["recent_behaviours"] = self.recent.latest(event_behaviours_ULW)
+        output_USD, read_USD, bias_US = encoded
+        if self.config.state == "sequence":
+            padding_US1 = (bias_US < 0)[..., None]
+            layers_USX = torch.cat(read_USD, dim=-1).masked_fill(padding_US1, 0.0)
+            return state | {"layers": layers_USX}
+        if self.querying is None:
+            kept_US1 = (bias_US >= 0)[..., None].to(output_USD.dtype)
+            tokens_UQD = (output_USD * kept_US1).sum(1, keepdim=True) / kept_US1.sum(1, keepdim=True)
+            return state | {"tokens": tokens_UQD}
+        if self.config.query_reads == "every":
+            output_USD = torch.cat([*read_USD, output_USD], dim=1)
+            bias_US = bias_US.repeat(1, 1 + len(read_USD))
+        return state | {"tokens": self.querying(output_USD, bias_US, self.users(user_codes_UW))}
 
     def cross_attend(self, state: State, item_codes_UCW: Tensor) -> tuple[Tensor, Tensor]:
         """The candidates' own vectors and what they found in the user's state, each [U, C, D]."""
         e_UCD = self.norm_candidate(self.items(item_codes_UCW))
+        if not len(self.cross):
+            return e_UCD, state["tokens"].mean(1, keepdim=True).expand_as(e_UCD)
         z_UCD = e_UCD
-        for block in self.cross:
-            z_UCD = block(z_UCD, memory_UYD=state["tokens"])
+        for block, (memory_UYD, bias_UY) in zip(self.cross, self._memories(state), strict=True):
+            z_UCD = block(z_UCD, bias_UY, memory_UYD)
         return e_UCD, self.norm_cross(z_UCD)
+
+    def _memories(self, state: State) -> list[tuple[Tensor, Tensor | None]]:
+        """What each of the candidate's blocks attends to [U, Y, D], and the bias [U, Y] that hides padding."""
+        if self.config.state == "sequence":
+            layers_USX = state["layers"]
+            padding_US = (layers_USX == 0).all(-1)
+            bias_US = torch.zeros_like(layers_USX[..., 0]).masked_fill(padding_US, float("-inf"))
+            return [(layer_USD, bias_US) for layer_USD in torch.split(layers_USX, self.config.width, dim=-1)]
+        memories: list[tuple[Tensor, Tensor | None]] = [(state["tokens"], None)] * len(self.cross)
+        if self.recent is not None:
+            memories[0] = self.recent(
+                self.items.tables[0](state["recent_ids"]),
+                self.encoder.behaviours(state["recent_behaviours"]),
+                state["recent_ids"] == PADDING,
+            )
+        return memories
 
     def logit(self, state: State, e_UCD: Tensor, z_UCD: Tensor, context_codes_UCW: Tensor) -> Tensor:
         """Uncalibrated logits [U, C] of candidates that have cross-attended; a context for each or one for all."""
@@ -130,9 +209,9 @@ class Srp4Ctr(nn.Module):
         e_UCD, z_UCD = self.cross_attend(state, item_codes_UCW)
         return self.logit(state, e_UCD, z_UCD, context_codes_UCW)
 
-    def calibrate(self, logit: Tensor) -> Tensor:
-        """Click probabilities of logits of any shape."""
-        return torch.sigmoid(self.calibration_scale * logit + self.calibration_bias)
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """The encoder's and the item embeddings'."""
+        return [*self.encoder.parameters(), *self.items.parameters()]
 
     def forward(
         self,
@@ -150,6 +229,6 @@ class Srp4Ctr(nn.Module):
 def _tower(width: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     for size in hidden:
-        layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(width, size), nn.ReLU(), Dropout(dropout)]
         width = size
     return nn.Sequential(*layers, nn.Linear(width, 1))

@@ -7,6 +7,7 @@ cross-attention and tower learn before any fine-tuning what they will be asked f
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +16,36 @@ from torch import Tensor, nn
 
 from srp4ctr.contract.schema import Strict
 from srp4ctr.contract.transforms import Field, Fields
-from srp4ctr.contract.vocabulary import FIRST_VALUE, PADDING, UNKNOWN
+from srp4ctr.contract.vocabulary import PADDING, UNKNOWN
 from srp4ctr.nn.embedding import mask_codes
-from srp4ctr.nn.model import Srp4Ctr
+from srp4ctr.nn.heads import FieldHead, ItemHead
+from srp4ctr.nn.model import Srp4Ctr, State
 
 
 class MaskingConfig(Strict):
     """How much is hidden, and what recovering it weighs; `[pretrain.masking]` of a run's TOML file."""
 
+    attributes: bool = Option(
+        default=True, description="hide and recover side information, too; false: item ids alone"
+    )
+    item_target: Literal["id", "item"] = Option(
+        default="id",
+        description="what a hidden item is compared with: id embeddings, or those with attributes added",
+    )
+    sampled_items: int = Option(
+        default=20_000, ge=1, description="items that are drawn a step where the catalogue has more"
+    )
+    next_item_rate: float = Option(
+        default=0.0, ge=0, le=1, description="histories whose newest item is hidden in any case"
+    )
     item_rate: float = Option(default=0.12, gt=0, lt=1, description="events whose item is hidden")
     whole_item_rate: float = Option(
         default=0.8, ge=0, le=1, description="of those: all fields hidden; else each field by a toss"
     )
     behaviour_rate: float = Option(default=0.3, gt=0, lt=1, description="events whose behaviour is hidden")
+    held_out_rate: float = Option(
+        default=0.0, ge=0, lt=1, description="events taken out of the history and scored as candidates"
+    )
     unknown_rate: float = Option(
         default=0.05,
         ge=0,
@@ -48,43 +66,21 @@ def drop_to_unknown(codes_XW: Tensor, rate: float, columns: slice = slice(None))
     return dropped
 
 
-class FieldHead(nn.Module):
-    """Recovers one field's codes; what is unknown or missing is no target."""
-
-    def __init__(self, field: Field, width: int, *, tied: bool) -> None:
-        super().__init__()
-        self.field = field
-        self.values = field.size - FIRST_VALUE
-        self.transform = nn.Linear(width, width) if tied else None
-        self.bias = nn.Parameter(torch.zeros(self.values))
-        self.weight = None if tied else nn.Parameter(torch.randn(self.values, width) / math.sqrt(width))
-
-    def forward(self, h_MD: Tensor, codes_MV: Tensor, tied_weight: Tensor | None = None) -> Tensor:
-        """Mean loss of M positions: softmax over the values, or one logistic a value where there are several."""
-        weight: Tensor | None = self.weight
-        if self.transform is not None:
-            assert tied_weight is not None
-            h_MD, weight = F.gelu(self.transform(h_MD)), tied_weight
-        assert weight is not None
-        has_target = (codes_MV >= FIRST_VALUE).any(-1)
-        if not self.values or not has_target.any():
-            return h_MD.sum() * 0.0
-        logits_MS = h_MD[has_target] @ weight.T + self.bias
-        target_MV = codes_MV[has_target].long()
-        if self.field.type != "multi_valued":
-            return F.cross_entropy(logits_MS, target_MV[:, 0] - FIRST_VALUE)
-        present_MS = torch.zeros(len(target_MV), self.field.size, device=logits_MS.device)
-        present_MS = present_MS.scatter(1, target_MV, 1.0)[:, FIRST_VALUE:]
-        return F.binary_cross_entropy_with_logits(logits_MS, present_MS)
-
-
 class PretrainObjective(nn.Module):
     """The masked objective; its heads are left behind when pre-training ends."""
 
-    def __init__(self, fields: Fields, width: int, masking: MaskingConfig) -> None:
+    def __init__(
+        self, fields: Fields, width: int, masking: MaskingConfig, catalogue_VW: Tensor, counts_V: Tensor
+    ) -> None:
+        """`catalogue_VW` are the codes of the items that have an id of their own, in the order of their ids, and
+        `counts_V` these items' training events.
+        """
         super().__init__()
         self.masking = masking
-        self.item_heads = nn.ModuleList(FieldHead(field, width, tied=True) for field in fields.item)
+        self.catalogue_VW: Tensor
+        self.register_buffer("catalogue_VW", catalogue_VW)
+        self.item_head = ItemHead(counts_V, width, masking.sampled_items)
+        self.attribute_heads = nn.ModuleList(FieldHead(field, width, tied=True) for field in fields.item[1:])
         self.behaviour_heads = nn.ModuleList(
             FieldHead(field, width, tied=False) for field in fields.behaviour
         )
@@ -92,43 +88,58 @@ class PretrainObjective(nn.Module):
             FieldHead(field, width, tied=False) for field in fields.behaviour
         )
 
+    def item_vectors(self, model: Srp4Ctr, values_K: Tensor | None) -> Tensor:
+        """What the item head compares with: the items' embeddings as input, of the ids given or of all."""
+        if self.masking.item_target == "id":
+            ids_VD = model.items.values(0)
+            return ids_VD if values_K is None else ids_VD[values_K]
+        codes_KW = self.catalogue_VW if values_K is None else self.catalogue_VW[values_K]
+        vectors_KD: Tensor = model.items(codes_KW)
+        return vectors_KD
+
     def forward(
         self, model: Srp4Ctr, items_ULW: Tensor, behaviours_ULW: Tensor, labels_UL: Tensor, users_UW: Tensor
     ) -> dict[str, Tensor]:
         """Losses by name, `total` weighted; `labels_UL` are event labels 0 or 1, and -1 where there is none."""
         masking, fields = self.masking, model.fields
-        shown_ULW = drop_to_unknown(items_ULW, masking.unknown_rate, slice(0, 1))
+        event_UL = items_ULW[..., 0] != PADDING
         users_UW = drop_to_unknown(users_UW, masking.unknown_rate)
-        hidden_ULF = self._draw_items(items_ULW, len(fields.item))
+        candidates_ULW = drop_to_unknown(items_ULW, masking.unknown_rate, slice(0, 1))
+        candidate_place_UK, candidate_UK = _draw(event_UL, masking.held_out_rate)
+        held_UL = torch.zeros_like(event_UL).scatter(1, candidate_place_UK, candidate_UK)
+        event_UL = event_UL & ~held_UL
+        shown_ULW = candidates_ULW.masked_fill(held_UL[..., None], PADDING)
+        known_ULW = behaviours_ULW.masked_fill(held_UL[..., None], PADDING)
+        hidden_ULF = self._draw_items(event_UL, len(fields.item))
         masked_items_ULW = _hide(fields.item, shown_ULW, hidden_ULF)
-        place_UK, drawn_UK = self._draw_behaviours(items_ULW)
-        masked_behaviours_ULW = _hide_at(fields.behaviour, behaviours_ULW, place_UK, drawn_UK)
+        place_UK, drawn_UK = _draw(event_UL, masking.behaviour_rate)
+        masked_behaviours_ULW = _hide_at(fields.behaviour, known_ULW, place_UK, drawn_UK)
 
-        history_USD, bias_US = model.encode_history(masked_items_ULW, masked_behaviours_ULW)
-        h_ULD = history_USD[:, 1:]
+        encoded = model.encode_history(masked_items_ULW, masked_behaviours_ULW)
+        h_ULD = encoded.output_USD[:, :-1]
         losses: dict[str, Tensor] = {}
-        for index, (field, head) in enumerate(zip(fields.item, self.item_heads, strict=True)):
-            hidden_UL = hidden_ULF[..., index]
-            codes_MV = items_ULW[hidden_UL][:, field.start : field.start + field.width]
-            losses[f"item.{field.name}"] = head(h_ULD[hidden_UL], codes_MV, model.items.values(index))
+        hidden_UL = hidden_ULF[..., 0]
+        losses["item.id"] = self.item_head(
+            h_ULD[hidden_UL], items_ULW[hidden_UL][:, 0], lambda values_K: self.item_vectors(model, values_K)
+        )
+        if masking.attributes:
+            for index, head in enumerate(self.attribute_heads, start=1):
+                field, hidden_UL = fields.item[index], hidden_ULF[..., index]
+                codes_MV = items_ULW[hidden_UL][:, field.start : field.start + field.width]
+                losses[f"item.{field.name}"] = head(h_ULD[hidden_UL], codes_MV, model.items.values(index))
 
-        drawn_h_MD = _take(h_ULD, place_UK)[drawn_UK]
-        drawn_codes_MW = _take(behaviours_ULW, place_UK)[drawn_UK]
-        for field, head in zip(fields.behaviour, self.behaviour_heads, strict=True):
-            losses[f"behaviour.{field.name}"] = head(drawn_h_MD, drawn_codes_MW[:, field.start, None])
+            drawn_h_MD = _take(h_ULD, place_UK)[drawn_UK]
+            drawn_codes_MW = _take(behaviours_ULW, place_UK)[drawn_UK]
+            for field, head in zip(fields.behaviour, self.behaviour_heads, strict=True):
+                losses[f"behaviour.{field.name}"] = head(drawn_h_MD, drawn_codes_MW[:, field.start, None])
 
-        state = model.read_state(history_USD, bias_US, users_UW)
-        e_UKD, z_UKD = model.cross_attend(state, _take(shown_ULW, place_UK))
-        for field, head in zip(fields.behaviour, self.candidate_heads, strict=True):
-            losses[f"candidate.{field.name}"] = head(z_UKD[drawn_UK], drawn_codes_MW[:, field.start, None])
-        label_UK = _take(labels_UL[..., None], place_UK)[..., 0]
-        labelled_UK = drawn_UK & (label_UK >= 0)
-        if labelled_UK.any():
-            context_U1W = users_UW.new_full((len(users_UW), 1, Fields.width(fields.context)), UNKNOWN)
-            logit_UK = model.logit(state, e_UKD, z_UKD, context_U1W)
-            losses["candidate.label"] = F.binary_cross_entropy_with_logits(
-                logit_UK[labelled_UK], label_UK[labelled_UK].float()
-            )
+        if fields.behaviour or (labels_UL >= 0).any():
+            if masking.held_out_rate:
+                place_UK, drawn_UK = candidate_place_UK, candidate_UK
+            state = model.read_state(encoded, users_UW, masked_items_ULW, masked_behaviours_ULW)
+            items_UKW, behaviours_UKW = _take(candidates_ULW, place_UK), _take(behaviours_ULW, place_UK)
+            label_UK = _take(labels_UL[..., None], place_UK)[..., 0]
+            losses |= self._candidate_losses(model, state, items_UKW, behaviours_UKW, label_UK, drawn_UK)
         weights = {
             "item": masking.item_weight,
             "behaviour": masking.behaviour_weight,
@@ -139,21 +150,54 @@ class PretrainObjective(nn.Module):
         ).sum()
         return losses
 
-    def _draw_items(self, items_ULW: Tensor, fields: int) -> Tensor:
-        event_UL = items_ULW[..., 0] != PADDING
-        chosen_UL = event_UL & (torch.rand(event_UL.shape) < self.masking.item_rate)
-        whole_UL1 = (torch.rand(event_UL.shape) < self.masking.whole_item_rate)[..., None]
-        toss_ULF = torch.rand(*event_UL.shape, fields) < 0.5
-        return chosen_UL[..., None] & (whole_UL1 | toss_ULF)
+    def _candidate_losses(
+        self,
+        model: Srp4Ctr,
+        state: State,
+        items_UKW: Tensor,
+        behaviours_UKW: Tensor,
+        label_UK: Tensor,
+        drawn_UK: Tensor,
+    ) -> dict[str, Tensor]:
+        """Events as candidates: how the user behaved, and the event's label, by the user's state alone."""
+        e_UKD, z_UKD = model.cross_attend(state, items_UKW)
+        losses = {}
+        for field, head in zip(model.fields.behaviour, self.candidate_heads, strict=True):
+            codes_M1 = behaviours_UKW[drawn_UK][:, field.start, None]
+            losses[f"candidate.{field.name}"] = head(z_UKD[drawn_UK], codes_M1)
+        labelled_UK = drawn_UK & (label_UK >= 0)
+        if labelled_UK.any():
+            width = Fields.width(model.fields.context)
+            context_U1W = items_UKW.new_full((len(items_UKW), 1, width), UNKNOWN)
+            logit_UK = model.logit(state, e_UKD, z_UKD, context_U1W)
+            losses["candidate.label"] = F.binary_cross_entropy_with_logits(
+                logit_UK[labelled_UK], label_UK[labelled_UK].float()
+            )
+        return losses
 
-    def _draw_behaviours(self, items_ULW: Tensor) -> tuple[Tensor, Tensor]:
-        """Places [U, K] of events whose behaviour is hidden, and which of them count for that sequence."""
-        event_UL = items_ULW[..., 0] != PADDING
-        wanted_U = torch.ceil(event_UL.sum(1).double() * self.masking.behaviour_rate)
-        most = math.ceil(event_UL.shape[1] * self.masking.behaviour_rate)
-        lottery_UL = torch.rand(event_UL.shape).masked_fill(~event_UL, -1.0)
-        place_UK = lottery_UL.topk(most, dim=1).indices
-        return place_UK, torch.arange(most)[None, :] < wanted_U[:, None]
+    def _draw_items(self, event_UL: Tensor, fields: int) -> Tensor:
+        """Which fields [U, L, F] of which events are hidden."""
+        masking = self.masking
+        lottery_UL, whole_UL = (torch.rand(event_UL.shape, device=event_UL.device) for _ in range(2))
+        toss_ULF = torch.rand((*event_UL.shape, fields), device=event_UL.device) < 0.5
+        newest_UL = event_UL & (event_UL.flip(1).cumsum(1).flip(1) == 1)
+        next_U1 = torch.rand((len(event_UL), 1), device=event_UL.device) < masking.next_item_rate
+        next_UL = newest_UL & next_U1
+        chosen_UL = event_UL & (lottery_UL < masking.item_rate)
+        if not masking.attributes:
+            only_id_F = torch.arange(fields, device=event_UL.device) == 0
+            return (chosen_UL | next_UL)[..., None] & only_id_F
+        whole_UL1 = (whole_UL < masking.whole_item_rate)[..., None]
+        return (chosen_UL[..., None] & (whole_UL1 | toss_ULF)) | next_UL[..., None]
+
+
+def _draw(event_UL: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Places [U, K] of a share of each sequence's events, and which of them count for that sequence."""
+    wanted_U = torch.ceil(event_UL.sum(1).double() * rate)
+    most = math.ceil(event_UL.shape[1] * rate)
+    lottery_UL = torch.rand(event_UL.shape, device=event_UL.device).masked_fill(~event_UL, -1.0)
+    place_UK = lottery_UL.topk(most, dim=1).indices
+    return place_UK, torch.arange(most, device=event_UL.device)[None, :] < wanted_U[:, None]
 
 
 def _take(x_ULX: Tensor, place_UK: Tensor) -> Tensor:
@@ -161,11 +205,11 @@ def _take(x_ULX: Tensor, place_UK: Tensor) -> Tensor:
 
 
 def _hide(fields: tuple[Field, ...], codes_ULW: Tensor, hidden_ULF: Tensor) -> Tensor:
-    width = torch.tensor([field.width for field in fields])
+    width = torch.tensor([field.width for field in fields], device=codes_ULW.device)
     hidden_ULW = hidden_ULF.repeat_interleave(width, dim=-1)
     return torch.where(hidden_ULW, mask_codes(fields, codes_ULW), codes_ULW)
 
 
 def _hide_at(fields: tuple[Field, ...], codes_ULW: Tensor, place_UK: Tensor, drawn_UK: Tensor) -> Tensor:
-    hidden_UL = torch.zeros(codes_ULW.shape[:2], dtype=torch.bool).scatter(1, place_UK, drawn_UK)
+    hidden_UL = drawn_UK.new_zeros(codes_ULW.shape[:2]).scatter(1, place_UK, drawn_UK)
     return torch.where(hidden_UL[..., None], mask_codes(fields, codes_ULW), codes_ULW)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from srp4ctr.nn.attention import Attention, Block
+from srp4ctr.nn.dropout import Dropout
 
 
 class QueryingBlock(nn.Module):
@@ -13,7 +14,7 @@ class QueryingBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.read = Attention(width, heads)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.block = Block(width, heads, dropout)
 
     def forward(self, tokens_UQD: Tensor, history_USD: Tensor, bias_US: Tensor) -> Tensor:

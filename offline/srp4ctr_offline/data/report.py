@@ -53,7 +53,8 @@ class SplitFacts(_Facts):
 class Report(_Facts):
     """Facts of one data set. Users, items, `ctr` (the mean label) and the times are those of the labelled rows.
 
-    Times are Unix seconds; `splits` is empty where the rows have no `split` column.
+    Times are Unix seconds, None where the rows have no `timestamp` column; `splits` is empty where they have no
+    `split` column.
     """
 
     origin: Origin
@@ -61,8 +62,8 @@ class Report(_Facts):
     users: int
     items: int
     ctr: float
-    first_timestamp: int
-    last_timestamp: int
+    first_timestamp: int | None
+    last_timestamp: int | None
     splits: dict[str, SplitFacts]
 
     def render(self) -> str:
@@ -75,7 +76,7 @@ class Report(_Facts):
             *(f"- {note}" for note in origin.notes),
             f"- Terms: {origin.terms}",
             f"- Labelled rows: {rows:,} of {self.users:,} users and {self.items:,} items; CTR {self.ctr:.4f}",
-            f"- Time: {_utc(self.first_timestamp)} to {_utc(self.last_timestamp)} (UTC)",
+            f"- Time: {_period(self.first_timestamp, self.last_timestamp)}",
             *(
                 f"- Split {name}: {part.rows:,} rows; CTR {part.ctr:.4f}"
                 for name, part in self.splits.items()
@@ -98,22 +99,18 @@ class Report(_Facts):
 def describe(origin: Origin, tables: Mapping[str, pl.LazyFrame]) -> Report:
     """Read the facts of `tables` (events, rows, items, users), in bounded memory."""
     rows = tables["rows"]
+    columns = rows.collect_schema()
+    time = pl.col("timestamp") if "timestamp" in columns else pl.lit(None, pl.Int64)
     totals = _collect(
-        rows.select(
-            ctr=pl.col("label").mean(),
-            first_timestamp=pl.col("timestamp").min(),
-            last_timestamp=pl.col("timestamp").max(),
-        )
+        rows.select(ctr=pl.col("label").mean(), first_timestamp=time.min(), last_timestamp=time.max())
     ).row(0, named=True)
     # Distinct values stream only in a query of their own.
     users, items = (_collect(rows.select(pl.col(key).n_unique())).item() for key in ("user_id", "item_id"))
     splits: dict[str, SplitFacts] = {}
-    if "split" in rows.collect_schema():
-        parts = rows.group_by("split").agg(
-            rows=pl.len(), ctr=pl.col("label").mean(), first=pl.col("timestamp").min()
-        )
-        for part in _collect(parts).sort("first").iter_rows(named=True):
-            splits[part["split"]] = SplitFacts(rows=part["rows"], ctr=part["ctr"])
+    if "split" in columns:
+        parts = _collect(rows.group_by("split").agg(rows=pl.len(), ctr=pl.col("label").mean()))
+        known = {part.pop("split"): SplitFacts(**part) for part in parts.iter_rows(named=True)}
+        splits = {name: known[name] for name in ("train", "valid", "test") if name in known}
     facts = {name: _table_facts(table) for name, table in tables.items()}
     return Report(origin=origin, tables=facts, users=users, items=items, splits=splits, **totals)
 
@@ -129,5 +126,8 @@ def _collect(query: pl.LazyFrame) -> pl.DataFrame:
     return query.collect(engine="streaming")
 
 
-def _utc(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+def _period(first: int | None, last: int | None) -> str:
+    if first is None or last is None:
+        return "not in the tables"
+    start, end = (datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S") for at in (first, last))
+    return f"{start} to {end} (UTC)"

@@ -13,7 +13,14 @@ from srp4ctr_offline.data.report import Origin, Report
 from srp4ctr_offline.data.synthetic_catalogue import Floats, make_catalogue
 from srp4ctr_offline.data.synthetic_clicks import fit_intercept, respond
 from srp4ctr_offline.data.synthetic_config import TEST_FROM, USER_STREAM, VALID_FROM, SyntheticConfig
-from srp4ctr_offline.data.synthetic_users import DEVICES, EVENT_TYPES, WARM_UP, Timelines, draw_timelines
+from srp4ctr_offline.data.synthetic_users import (
+    DEVICES,
+    EVENT_TYPES,
+    POSITIONS,
+    WARM_UP,
+    Timelines,
+    draw_timelines,
+)
 from srp4ctr_offline.data.tables import write_tables
 
 _BLOCK = 1024
@@ -60,6 +67,7 @@ def _impressions(
             "label": clicked[user, place].astype(np.int8),
             "true_probability": probability[user, place],
             "device": pl.Series(DEVICES).gather(timelines.device[user, place]),
+            "position": timelines.position[user, place].astype(np.int8),
             "event_type": pl.Series(EVENT_TYPES).gather(timelines.event_type[user, place]),
             "dwell_seconds": timelines.dwell_seconds[user, place],
         }
@@ -87,6 +95,7 @@ def _rows(impressions: pl.LazyFrame) -> pl.LazyFrame:
             "true_probability",
             (time // 3600 % 24).cast(pl.Int8).alias("hour"),
             "device",
+            "position",
             pl.when(time < VALID_FROM)
             .then(pl.lit("train"))
             .when(time < TEST_FROM)
@@ -109,6 +118,7 @@ def _origin(config: SyntheticConfig) -> Origin:
         recipe=config.recipe,
         notes=(
             "Label: 1 with the probability in the column true_probability, which no model may read",
+            f"Position: 1 (top) to {POSITIONS}, at random; the lower, the less true_probability, which counts it in",
             "Split: by time, at one cut for all users; items launched with the test part are in no other",
         ),
     )

@@ -2,11 +2,12 @@
 
 The logit of a click on item i by user u at a time is
 
-    intercept + quality_i + base_u + hour + device + 3 * match(category_i) + 2 * match(brand_i)
+    intercept + quality_i + base_u + hour + device - .5 * ln(position) + 3 * match(category_i) + 2 * match(brand_i)
     match(x) = sum_k .75^k * w_k * [event k has x] / sum_k .75^k       over the user's latest 8 events, newest k = 0
 
 where an event weighs w = .6 (click), .8 (cart) or 1 (buy), and 0 if the user left within 10 seconds. Clicks become
-events, and what is shown follows interests that move on: the taste that counts is the recent one.
+events, and what is shown follows interests that move on: the taste that counts is the recent one. Position 1 is the
+top of a page: the same item further down is clicked less.
 
 Shapes: U users, T places of a timeline, K latest events.
 """
@@ -25,6 +26,7 @@ _EVENT_WEIGHT = np.array([0.6, 0.8, 1.0])
 _BOUNCE_S = 10.0
 _CATEGORY_EFFECT, _BRAND_EFFECT = 3.0, 2.0
 _DEVICE_EFFECT = np.array([0.15, -0.25, 0.0])
+_POSITION_EFFECT = -0.5
 _HOUR_EFFECT = 0.3 * np.sin(2 * np.pi * (np.arange(24) - 14) / 24)
 
 
@@ -36,6 +38,7 @@ def respond(catalogue: Catalogue, timelines: Timelines, intercept: float) -> tup
     weight_UT = _EVENT_WEIGHT[timelines.event_type] * (timelines.dwell_seconds >= _BOUNCE_S)
     logit_UT = intercept + catalogue.quality[timelines.item] + timelines.base[:, None]
     logit_UT += _HOUR_EFFECT[timelines.timestamp // 3600 % 24] + _DEVICE_EFFECT[timelines.device]
+    logit_UT += _POSITION_EFFECT * np.log(timelines.position)
 
     probability_UT = np.empty((count, places))
     clicked_UT = np.zeros((count, places), np.bool_)

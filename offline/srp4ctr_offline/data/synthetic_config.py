@@ -45,4 +45,4 @@ class SyntheticConfig:
     @property
     def recipe(self) -> dict[str, str | int | float]:
         """What the tables depend on; `generator` counts the changes of its code."""
-        return {"dataset": "synthetic", "generator": 1, **asdict(self)}
+        return {"dataset": "synthetic", "generator": 2, **asdict(self)}

@@ -21,6 +21,9 @@ REGIONS = ("north", "east", "south", "west", None)
 DEVICES = ("mobile", "desktop", "tablet")
 EVENT_TYPES = ("click", "cart", "buy")
 
+POSITIONS = 10
+"""Places of a page, the first at its top."""
+
 WARM_UP = 12
 """Most events of a warm-up history."""
 
@@ -36,8 +39,9 @@ class Timelines:
     """What happens to U users whatever they click on.
 
     `base` [U] is a user's part of the logit of a click. All others are [U, T]: `active` tells which places are
-    used, `item`, `timestamp` (Unix seconds, growing along a timeline) and `device` are the row's, `coin` in [0, 1)
-    decides the click, and `event_type` and `dwell_seconds` become the event's if there is one.
+    used, `item`, `timestamp` (Unix seconds, growing along a timeline), `device` and `position` (1 to POSITIONS) are
+    the row's, `coin` in [0, 1) decides the click, and `event_type` and `dwell_seconds` become the event's if there is
+    one. Positions are drawn at random, whatever stands there: what a position does is told apart from what an item does.
     """
 
     users: pl.DataFrame
@@ -49,6 +53,7 @@ class Timelines:
     coin: Floats
     event_type: Ints
     dwell_seconds: Floats
+    position: Ints
 
 
 def draw_timelines(
@@ -91,6 +96,7 @@ def draw_timelines(
         coin=next(streams).random(shape),
         event_type=np.searchsorted([0.75, 0.92], next(streams).random(shape), side="right"),
         dwell_seconds=dwell.round(1),
+        position=next(streams).integers(1, POSITIONS + 1, size=shape),
     )
 
 

@@ -1,5 +1,6 @@
 """The four canonical tables on disk: written whole or not at all, read with errors that name table and column."""
 
+import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,3 +88,15 @@ def find_report(out: Path, recipe: Mapping[str, str | int | float]) -> Report | 
         return None
     whole = all((out / f"{table}.parquet").is_file() for table in TABLES)
     return report if whole and report.origin.recipe == recipe else None
+
+
+def fingerprint(rows: pl.DataFrame) -> str:
+    """SHA-256 of row_id, user_id, item_id and label, written as CSV: tells whether two copies have equal rows."""
+    return hashlib.sha256(
+        rows.select("row_id", "user_id", "item_id", "label").write_csv().encode()
+    ).hexdigest()
+
+
+def check_note(digest: str) -> str:
+    """The report's line about a fingerprint: its first 16 digits are what people compare."""
+    return f"Check value of the rows (SHA-256 of row_id, user_id, item_id, label as CSV, its start): {digest[:16]}"

@@ -1,0 +1,1 @@
+"""Studies: what the reports measure beyond a run's own metrics."""

@@ -1,0 +1,111 @@
+"""A protocol's models on the same test rows: seed by seed, seed-averaged, and paired with the reference.
+
+Seed-averaged predictions are the mean of the seeds' probabilities. That is an ensemble: it ranks better than its seeds
+do one by one, the more so the more there are, and nobody serves it. So the single seeds' mean stands beside it, and two
+models are paired on the seeds that both have.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from srp4ctr_offline.metrics import METRICS, Floats, Labels, Quality, evaluate_rows
+from srp4ctr_offline.prepared import Ints
+
+ENOUGH_SEEDS = 3
+"""On each side; a difference of fewer is a lead and no claim."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1; None for one seed) of single seeds."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The reference minus another, by metric: of the single seeds' means, and of the seed-averaged, paired."""
+
+    name: str
+    seeds: tuple[int, ...]
+    single: dict[str, float] | None
+    paired: dict[str, dict[str, Any]]
+    floor: bool = False
+
+    def verdict(self, metric: str = "auc") -> str:
+        """What the paired interval says of the reference."""
+        low, high = self.paired[metric]["interval_95"]
+        if low is None or high is None:
+            return "not defined on these rows"
+        if low <= 0 <= high:
+            return "not told apart"
+        word = "better" if (low > 0) == (metric in ("auc", "gauc")) else "worse"
+        enough = self.floor or len(self.seeds) >= ENOUGH_SEEDS
+        return word if enough else f"{word} (a lead: fewer than {ENOUGH_SEEDS} seeds)"
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Predictions [R] of the same rows by model and seed, with what the records say of each seed."""
+
+    reference: str
+    label: Labels
+    user: Ints | Any
+    figures: Mapping[str, Mapping[int, Mapping[str, float]]]
+    probabilities: Mapping[str, Mapping[int, Floats]]
+    floors: Mapping[str, Floats]
+    _known: dict[tuple[str, tuple[int, ...]], Quality] = field(default_factory=dict)
+
+    def spread(self, name: str) -> dict[str, Spread]:
+        """Single seeds' figures of a model by metric."""
+        return {metric: spread([one[metric] for one in self.figures[name].values()]) for metric in METRICS}
+
+    def seeds(self, *names: str) -> tuple[int, ...]:
+        """The seeds that every one of the models has predictions of."""
+        return tuple(sorted(set.intersection(*(set(self.probabilities.get(name, ())) for name in names))))
+
+    def averaged(self, name: str, seeds: Iterable[int]) -> Floats:
+        """Mean probabilities of a model's seeds, or a floor's only ones."""
+        if name in self.floors:
+            return self.floors[name]
+        mean: Floats = np.mean([self.probabilities[name][seed] for seed in seeds], axis=0)
+        return mean
+
+    def quality(self, name: str, seeds: tuple[int, ...] | None = None) -> Quality:
+        """Of the seed-averaged predictions: all seeds where none are named."""
+        taken = () if name in self.floors else self.seeds(name) if seeds is None else seeds
+        if (name, taken) not in self._known:
+            self._known[name, taken] = evaluate_rows(self.label, self.user, self.averaged(name, taken))
+        return self._known[name, taken]
+
+    def difference(self, name: str) -> Difference | None:
+        """The reference minus this one on the seeds that both have; None where there are none."""
+        floor = name in self.floors
+        seeds = self.seeds(self.reference) if floor else self.seeds(self.reference, name)
+        if not seeds or name == self.reference:
+            return None
+        other = self.quality(name, seeds)
+        single = {
+            metric: float(
+                np.mean([self.figures[self.reference][seed][metric] for seed in seeds])
+                - (other.value[i] if floor else np.mean([self.figures[name][seed][metric] for seed in seeds]))
+            )
+            for i, metric in enumerate(METRICS)
+        }
+        paired = self.quality(self.reference, seeds).difference(other)
+        return Difference(name, seeds, single, paired, floor)
+
+    def differences(self) -> list[Difference]:
+        """From all others that can be paired, floors last."""
+        found = (self.difference(name) for name in (*self.probabilities, *self.floors))
+        return [one for one in found if one is not None]
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Mean and standard deviation of some seeds' values."""
+    array = np.array(list(values), float)
+    return Spread(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None)

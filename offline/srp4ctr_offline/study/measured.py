@@ -1,0 +1,128 @@
+"""What is there of each protocol of a study: planned cells, records, and the predictions to compare."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from srp4ctr_offline.floors import FLOORS
+from srp4ctr_offline.metrics import Floats
+from srp4ctr_offline.prepare import prepare
+from srp4ctr_offline.prepared import TEST, Ints, Prepared
+from srp4ctr_offline.study.compare import Compared
+from srp4ctr_offline.study.plan import Cell, StudyPlan
+from srp4ctr_offline.study.results import Results
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One protocol; models are in the plan's order, and those without a record have no place in `records`."""
+
+    protocol: str
+    measure: str
+    reference: str
+    cells: dict[str, dict[int, Cell]]
+    records: dict[str, dict[int, Record]]
+    prepared: Prepared | None = None
+    rows: Ints | None = None
+    compared: Compared | None = None
+    """Where `measure` is "rows" and a cell is finished; `prepared` and its test `rows` are there then, too."""
+
+    def missing(self) -> dict[str, list[int]]:
+        """Seeds that are planned and have no record, by model."""
+        absent = {
+            name: [seed for seed in seeds if seed not in self.records.get(name, {})]
+            for name, seeds in self.cells.items()
+        }
+        return {name: seeds for name, seeds in absent.items() if seeds}
+
+    def without_predictions(self) -> list[str]:
+        """Finished cells of rows whose predictions are gone, by `model seed`."""
+        if self.compared is None:
+            return []
+        kept = self.compared.probabilities
+        return [
+            f"{name} {seed}"
+            for name, seeds in self.records.items()
+            for seed in seeds
+            if seed not in kept.get(name, {})
+        ]
+
+
+def load_measured(plan: StudyPlan, results: Results) -> list[Measured]:
+    """All protocols of the plan; of results of changed configurations nothing is read."""
+    cells: dict[str, dict[str, dict[int, Cell]]] = {
+        protocol: {name: {} for name in part.models} for protocol, part in plan.protocols.items()
+    }
+    for cell in plan.cells():
+        cells[cell.protocol][cell.model][cell.seed] = cell
+    finished = results.records()
+    return [
+        _measured(protocol, part.measure, plan.reference, cells[protocol], finished, results)
+        for protocol, part in plan.protocols.items()
+    ]
+
+
+def _measured(
+    protocol: str,
+    measure: str,
+    reference: str,
+    cells: dict[str, dict[int, Cell]],
+    finished: dict[str, Record],
+    results: Results,
+) -> Measured:
+    records: defaultdict[str, dict[int, Record]] = defaultdict(dict)
+    for name, seeds in cells.items():
+        for seed, cell in seeds.items():
+            if cell.key in finished:
+                records[name][seed] = finished[cell.key]
+    found = Measured(protocol, measure, reference, cells, dict(records))
+    if measure != "rows" or not records:
+        return found
+    # Models may differ in the features that they see, never in the rows: `Results.predictions` checks it.
+    name = reference if reference in cells else next(iter(records))
+    first = next(iter(cells[name].values()))
+    prepared = prepared_of(first, results)
+    rows = prepared.rows.of(TEST)
+    row_id = prepared.rows.row_id[rows]
+    probabilities: defaultdict[str, dict[int, Floats]] = defaultdict(dict)
+    for model, seeds_of in records.items():
+        for seed in seeds_of:
+            probability = results.predictions(cells[model][seed].key, row_id)
+            if probability is not None:
+                probabilities[model][seed] = probability
+    compared = Compared(
+        reference=reference,
+        label=prepared.rows.label[rows],
+        user=prepared.rows.user[rows],
+        figures={model: {seed: one["test"] for seed, one in of.items()} for model, of in records.items()},
+        probabilities=dict(probabilities),
+        floors=load_floors(results, first, prepared, rows),
+    )
+    return Measured(protocol, measure, reference, cells, dict(records), prepared, rows, compared)
+
+
+def prepared_of(cell: Cell, results: Results) -> Prepared:
+    """The cell's prepared data, made again where the results came without them."""
+    folder = results.prepared_folder(cell)
+    if not (folder / "report.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        prepare(cell.config).save(folder)
+    return Prepared.load(folder)
+
+
+def load_floors(results: Results, cell: Cell, prepared: Prepared, rows: Ints) -> dict[str, Floats]:
+    """Predictions of the floors, computed once and kept: `predictions/floors-<protocol>-<data>.parquet`."""
+    path = results.folder / "predictions" / f"floors-{cell.protocol}-{cell.data_key}.parquet"
+    row_id = pl.Series("row_id", prepared.rows.row_id[rows])
+    if path.exists():
+        frame = pl.read_parquet(path)
+        if set(FLOORS) <= set(frame.columns) and frame["row_id"].equals(row_id):
+            return {name: frame[name].to_numpy() for name in FLOORS}
+    found = {name: floor(prepared, rows) for name, floor in FLOORS.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame({"row_id": row_id, **found}).write_parquet(path)
+    return found

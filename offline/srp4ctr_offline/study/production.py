@@ -1,0 +1,181 @@
+"""The report's sections on what production does to a model: state formats, stale states, cold and rare items and users."""
+
+from typing import Any
+
+from srp4ctr_offline.metrics import Quality, evaluate_rows
+from srp4ctr_offline.study.markdown import NONE, number, seeds_text, table, thousands, with_interval
+from srp4ctr_offline.study.measured import Measured
+from srp4ctr_offline.study.results import Results
+from srp4ctr_offline.study.slices import (
+    USER_BOUNDS,
+    Slice,
+    history_lengths,
+    item_bounds,
+    item_counts,
+    make_slices,
+)
+
+RIVAL = "din"
+SLICED = ("sequence", "din", "item_popularity", "item_mean_user_residual")
+POPULARITY = "item_popularity"
+
+Paired = dict[str, dict[str, Any]]
+
+
+def condition_differences(
+    measured: Measured, results: Results
+) -> dict[str, dict[str, tuple[Paired, Quality]]]:
+    """By model and condition: the condition minus the same trained model as it is, paired, and the condition's quality."""
+    compared, prepared, rows = measured.compared, measured.prepared, measured.rows
+    assert compared is not None
+    assert prepared is not None
+    assert rows is not None
+    found: dict[str, dict[str, tuple[Paired, Quality]]] = {}
+    for model, records in measured.records.items():
+        for seed, record in records.items():
+            if "conditions" not in record or seed not in compared.probabilities.get(model, {}):
+                continue
+            usual = compared.quality(model, (seed,))
+            for condition in record["conditions"]:
+                key = f"{measured.cells[model][seed].key}.{condition}"
+                chances = results.predictions(key, prepared.rows.row_id[rows])
+                if chances is not None:
+                    quality = evaluate_rows(compared.label, compared.user, chances)
+                    found.setdefault(model, {})[condition] = (quality.difference(usual), quality)
+    return found
+
+
+def conditions_section(
+    measured: Measured, conditions: dict[str, dict[str, tuple[Paired, Quality]]]
+) -> list[str]:
+    """Stored states, missing events, candidates by attributes alone, users without history."""
+    planned = [
+        name for name, seeds in measured.cells.items() if any(cell.plan.conditions for cell in seeds.values())
+    ]
+    if not planned:
+        return []
+    blocks = [
+        "### Stored and stale states, cold candidates and users",
+        (
+            "One trained model (the first seed) under what production does to it, minus the same model as it was evaluated "
+            "above, paired. `state_*`: states cast to this type and back. `missing_n`: the state lacks the user's latest n "
+            "events. `new_items`: every candidate scored by its attributes alone, as if training had not seen it. "
+            "`no_history`: states without any event."
+        ),
+    ]
+    for model, found in conditions.items():
+        rows = [
+            [
+                name,
+                number(float(quality.value[0])),
+                *(
+                    with_interval(paired[metric]["difference"], paired[metric]["interval_95"], "+", 5)
+                    for metric in ("auc", "gauc", "logloss")
+                ),
+                number(float(quality.value[3])),
+            ]
+            for name, (paired, quality) in found.items()
+        ]
+        head = ["condition", "AUC", "AUC, change", "GAUC, change", "logloss, change", "ECE"]
+        blocks += [f"`{model}`:", table(head, rows)]
+        blocks += _cold_sentence(measured, model, found)
+    absent = [name for name in planned if name not in conditions]
+    if absent:
+        blocks.append(f"Planned and not measured: {', '.join(absent)}.")
+    return blocks
+
+
+def lift_kept(measured: Measured, model: str, quality: Quality) -> float | None:
+    """Part of a model's AUC above item popularity that is left under a condition; None where it has none above."""
+    compared = measured.compared
+    assert compared is not None
+    seed = min(measured.records[model])
+    prior = float(compared.quality(POPULARITY).value[0])
+    lift = float(compared.quality(model, (seed,)).value[0]) - prior
+    return (float(quality.value[0]) - prior) / lift if lift > 0 else None
+
+
+def _cold_sentence(measured: Measured, model: str, found: dict[str, tuple[Paired, Quality]]) -> list[str]:
+    sentences = []
+    for condition, what in (
+        ("new_items", "by their attributes alone, candidates"),
+        ("no_history", "without history, users"),
+    ):
+        if condition in found:
+            kept = lift_kept(measured, model, found[condition][1])
+            if kept is not None:
+                sentences.append(
+                    f"{what[0].upper()}{what[1:]} keep {100 * kept:,.0f} % of the model's AUC above item popularity "
+                    "(which knows each item's clicks)."
+                )
+    return [" ".join(sentences)] if sentences else []
+
+
+def slices_section(measured: Measured) -> list[str]:
+    """The reference, its rivals and the floors by item frequency and by history length."""
+    compared, prepared, rows = measured.compared, measured.prepared, measured.rows
+    assert compared is not None
+    assert prepared is not None
+    assert rows is not None
+    if measured.reference not in compared.probabilities:
+        return []
+    names = (
+        measured.reference,
+        *(name for name in SLICED if name in compared.floors or name in compared.probabilities),
+    )
+    counts = item_counts(prepared, rows)
+    by_item = make_slices(compared, counts, item_bounds(counts), names, RIVAL)
+    lengths = history_lengths(prepared, rows)
+    by_user = make_slices(compared, lengths, USER_BOUNDS, names, RIVAL)
+    seeds = compared.seeds(measured.reference, RIVAL) or compared.seeds(measured.reference)
+    blocks = [
+        "### Rare items, short histories",
+        (
+            f"AUC within slices of the test rows, networks seed-averaged over seeds {seeds_text(seeds)}; `{measured.reference}` "
+            f"minus `{RIVAL}` paired. A slice's AUC asks for the order within the slice alone, so that slices do not add up "
+            "to the whole."
+        ),
+        "By the training rows of the item (0: new items):",
+        _slices_table(by_item, "training rows", measured.reference),
+    ]
+    blocks += _tail_sentence(by_item)
+    return [
+        *blocks,
+        "By the events of the user before the row (0: new users):",
+        _slices_table(by_user, "events before", measured.reference),
+    ]
+
+
+def _slices_table(slices: list[Slice], what: str, reference: str) -> str:
+    names = list(slices[0].auc) if slices else []
+    rows = [
+        [
+            one.name,
+            thousands(one.rows),
+            thousands(one.users),
+            *(number(one.auc[name]) for name in names),
+            NONE
+            if one.difference is None
+            else with_interval(one.difference["difference"], one.difference["interval_95"], "+"),
+        ]
+        for one in slices
+    ]
+    return table([what, "rows", "users", *names, f"{reference} minus {RIVAL}"], rows)
+
+
+def _tail_sentence(slices: list[Slice]) -> list[str]:
+    gains = {
+        one.name: one.difference["difference"]
+        for one in slices
+        if one.name != "0" and one.difference is not None and one.difference["difference"] is not None
+    }
+    if len(gains) < 2:
+        return []
+    (rare, tail), (common, head) = next(iter(gains.items())), list(gains.items())[-1]
+    word = "at least as much as" if tail >= head else "less than"
+    return [
+        (
+            f"The rarest items that training has seen ({rare} rows) gain {word} the most common ({common} rows): "
+            f"{number(tail, sign='+')} against {number(head, sign='+')}; the intervals say how sure that is."
+        )
+    ]
