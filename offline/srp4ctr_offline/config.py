@@ -97,6 +97,9 @@ class FinetuneConfig(OptimizerConfig):
         float,
         Option(ge=0, le=1, description="of the learning rate, for encoder and items; 0: they stay frozen"),
     ] = 0.3
+    teacher_weight: Annotated[
+        float, Option(ge=0, le=1, description="of the teacher's probability in the target, with --teacher")
+    ] = 0.5
     negative_rate: Annotated[
         float,
         Option(

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from srp4ctr.nn.ctr import CtrModel
 from srp4ctr.nn.objectives import drop_to_unknown
 from srp4ctr_offline.batches import by_length, folded
 from srp4ctr_offline.checkpoint import load_model, new_model, save_model
-from srp4ctr_offline.config import RunConfig
+from srp4ctr_offline.config import FinetuneConfig, RunConfig
 from srp4ctr_offline.metrics import auc, calibration_curve
 from srp4ctr_offline.plots import plot_calibration, plot_epochs
 from srp4ctr_offline.predict import predict, predict_logits
@@ -26,14 +27,22 @@ from srp4ctr_offline.run import job_parser, resolve, seed_everything, start_stag
 from srp4ctr_offline.training import History, Trainer, autocast, tensors, write_metrics
 
 
-def finetune(config: RunConfig, prepared: Prepared, model: CtrModel) -> History:
-    """Train `model` in place on the training rows; it ends with its best epoch's weights, calibrated."""
+def finetune(
+    config: RunConfig, prepared: Prepared, model: CtrModel, teacher: CtrModel | None = None
+) -> History:
+    """Train `model` in place on the training rows; it ends with its best epoch's weights, calibrated.
+
+    With a teacher, a fine-tuned model of the same prepared data, part of the loss is its probability in place of the
+    label (Hinton et al., 2015).
+    """
     for name in (TRAIN, VALID):
         if len(np.unique(prepared.rows.label[prepared.rows.of(name)])) < 2:
             raise DataError(f"all {name} rows have one label; a model needs both to learn from")
     options = config.finetune
     generator, device = seed_everything(config), training_device(config)
     model.to(device)
+    if teacher is not None:
+        teacher.to(device).eval()
     gentle = list(model.pretrained_parameters())
     rest = [p for p in model.parameters() if not any(p is one for one in gentle)]
     frozen = options.encoder_rate == 0
@@ -52,7 +61,7 @@ def finetune(config: RunConfig, prepared: Prepared, model: CtrModel) -> History:
             losses = []
             for batch in by_length(prepared.lengths(cuts), options.batch_size, generator):
                 with autocast(config, device):
-                    loss = _loss(model, prepared, rows[batch], cuts[batch], options.unknown_rate)
+                    loss = _loss(model, prepared, rows[batch], cuts[batch], options, teacher)
                 trainer.step(loss)
                 losses.append(loss.item())
             validated = _validate(model, prepared, valid, correction)
@@ -106,14 +115,18 @@ def _validate(model: CtrModel, prepared: Prepared, rows: Ints, correction: float
 
 
 def _loss(
-    model: CtrModel, prepared: Prepared, rows_GR: Ints, cuts: Ints, unknown_rate: float
+    model: CtrModel,
+    prepared: Prepared,
+    rows_GR: Ints,
+    cuts: Ints,
+    options: FinetuneConfig,
+    teacher: CtrModel | None,
 ) -> torch.Tensor:
     table = prepared.rows
     here_GR = rows_GR >= 0
     rows_GR = np.where(here_GR, rows_GR, 0)
     users = table.user[rows_GR[:, 0]]
     history = prepared.histories(users, cuts)
-    item_id = slice(0, 1)
     events, behaviours, users_GW, candidates_GRW, contexts_GRW, label_GR, here = tensors(
         next(model.parameters()).device,
         history.items,
@@ -124,14 +137,20 @@ def _loss(
         table.label[rows_GR],
         here_GR,
     )
+    target = label_GR[here].float()
+    if teacher is not None:
+        with torch.no_grad():
+            logit_GR = teacher(events, behaviours, users_GW, candidates_GRW, contexts_GRW)
+            target = torch.lerp(target, teacher.calibrate(logit_GR)[here].float(), options.teacher_weight)
+    rate, item_id = options.unknown_rate, slice(0, 1)
     logit_GR = model(
-        drop_to_unknown(events, unknown_rate, item_id),
+        drop_to_unknown(events, rate, item_id),
         behaviours,
-        drop_to_unknown(users_GW, unknown_rate),
-        drop_to_unknown(candidates_GRW, unknown_rate, item_id),
-        drop_to_unknown(contexts_GRW, unknown_rate),
+        drop_to_unknown(users_GW, rate),
+        drop_to_unknown(candidates_GRW, rate, item_id),
+        drop_to_unknown(contexts_GRW, rate),
     )
-    return F.binary_cross_entropy_with_logits(logit_GR[here], label_GR[here].float())
+    return F.binary_cross_entropy_with_logits(logit_GR[here], target)
 
 
 def calibrate(model: CtrModel, prepared: Prepared) -> None:
@@ -149,6 +168,17 @@ def calibrate(model: CtrModel, prepared: Prepared) -> None:
     model.calibration_bias.fill_(float(fitted.intercept_[0]))
 
 
+def load_teacher(run: Path, prepared: Prepared) -> CtrModel:
+    """The fine-tuned model of another run; raises DataError where it is none of the same prepared data."""
+    path = run / "finetune" / "config.json"
+    if not path.exists():
+        raise DataError(
+            f"--teacher {run} holds no fine-tuned model; name a run's folder, such as var/runs/NAME"
+        )
+    theirs = RunConfig.model_validate_json(path.read_bytes())
+    return load_model(run / "finetune", "finetune", theirs, prepared)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the job."""
     parser = job_parser(
@@ -158,6 +188,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--from-scratch", action="store_true", help="begin with fresh weights, without pre-training"
+    )
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="RUN",
+        help="another run's folder, of the same prepared data: learn from its fine-tuned model, too",
     )
     arguments = parser.parse_args(argv)
     config, folder = resolve(arguments)
@@ -169,7 +205,8 @@ def main(argv: Sequence[str]) -> int:
         model = new_model(config, prepared)
     else:
         model = load_model(folder / "pretrain", "pretrain", config, prepared)
-    history = finetune(config, prepared, model)
+    teacher = None if arguments.teacher is None else load_teacher(arguments.teacher, prepared)
+    history = finetune(config, prepared, model, teacher)
     save_model(model, prepared.transforms, stage)
     write_metrics(stage, history, time.monotonic() - began)
     panels = [["train", "valid"], ["valid_auc"]]

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from srp4ctr.contract.state import HEADER_BYTES
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr.nn.ctr import CtrModel
 from srp4ctr.nn.model import Srp4Ctr
-from srp4ctr_offline.checkpoint import new_model, save_model
+from srp4ctr_offline.checkpoint import load_model, new_model, save_model
 from srp4ctr_offline.finetune import finetune
 from srp4ctr_offline.metrics import METRICS, evaluate_rows
 from srp4ctr_offline.predict import predict
 from srp4ctr_offline.prepared import TEST, VALID, Prepared
 from srp4ctr_offline.pretrain import pretrain
 from srp4ctr_offline.run import git_commit, seed_everything
-from srp4ctr_offline.study.conditions import measure_conditions
+from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.next_item import hit_rate, ndcg, rank_next
 from srp4ctr_offline.study.plan import Cell, load_plan
 from srp4ctr_offline.study.results import Results
@@ -49,19 +48,17 @@ def run_cell(cell: Cell, results: Results) -> dict[str, Any]:
 
 def _rows(cell: Cell, prepared: Prepared, results: Results) -> dict[str, Any]:
     config = cell.config
-    model, history, minutes = _train(cell, prepared)
+    model, history, minutes = _train(cell, prepared, results)
     rows = prepared.rows.of(TEST)
     probability = predict(model, prepared, rows)
-    path = results.prediction_path(cell.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pl.DataFrame({"row_id": prepared.rows.row_id[rows], "probability": probability}).write_parquet(path)
+    results.save_predictions(cell.key, prepared.rows.row_id[rows], probability)
     folder = results.model_folder(cell)
     folder.mkdir(parents=True, exist_ok=True)
     state_bytes = None
     if isinstance(model, Srp4Ctr):
         save_model(model, prepared.transforms, folder)
         state_bytes = mean_state_bytes(model, prepared)
-    measured = {
+    return {
         "test": _metrics(prepared, TEST, probability),
         "valid": _metrics(prepared, VALID, predict(model, prepared, prepared.rows.of(VALID))),
         "history": history,
@@ -70,13 +67,11 @@ def _rows(cell: Cell, prepared: Prepared, results: Results) -> dict[str, Any]:
         "rows": len(prepared.rows.of("train")),
         "epochs": config.finetune.epochs,
     }
-    if cell.plan.conditions and cell.seed == 1:
-        assert isinstance(model, Srp4Ctr)
-        measured["conditions"] = measure_conditions(model, prepared, results.folder / "predictions", cell.key)
-    return measured
 
 
-def _train(cell: Cell, prepared: Prepared) -> tuple[CtrModel, dict[str, History], dict[str, float]]:
+def _train(
+    cell: Cell, prepared: Prepared, results: Results
+) -> tuple[CtrModel, dict[str, History], dict[str, float]]:
     """The trained model, its histories, and the CPU minutes of the process by job."""
     config = cell.config
     model: CtrModel
@@ -93,7 +88,12 @@ def _train(cell: Cell, prepared: Prepared) -> tuple[CtrModel, dict[str, History]
     else:
         seed_everything(config)
         model = new_model(config, prepared)
-    history["finetune"] = finetune(config, prepared, model)
+    teacher = None
+    if cell.teacher is not None:
+        teacher = load_model(results.model_folder(cell.teacher), "finetune", cell.teacher.config, prepared)
+        # What a teacher took is a price of its student.
+        minutes["teacher"] = sum(results.records()[cell.teacher.key]["cpu_minutes"].values())
+    history["finetune"] = finetune(config, prepared, model, teacher)
     minutes["finetune"] = (time.process_time() - began) / 60
     return model, history, {name: round(value, 2) for name, value in minutes.items()}
 
@@ -138,10 +138,22 @@ def mean_state_bytes(model: Srp4Ctr, prepared: Prepared) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`PLAN RESULTS KEY`: what the runner calls; prints the record as the last line."""
-    plan, folder, key = argv
+    """`PLAN RESULTS KEY`: what the runner calls; prints the record as the last line.
+
+    `PLAN RESULTS KEY CONDITION` measures the trained cell under that condition instead, and leaves its predictions.
+    """
+    plan, folder, key, *condition = argv
+    results = Results(Path(folder))
     cell = next(one for one in load_plan(Path(plan)).cells() if one.key == key)
-    print("\n" + json.dumps(run_cell(cell, Results(Path(folder)))))
+    if condition:
+        prepared = Prepared.load(results.prepared_folder(cell))
+        seed_everything(cell.config)
+        model = load_model(results.model_folder(cell), "finetune", cell.config, prepared)
+        rows = prepared.rows.of(TEST)
+        probability = predict(model, prepared, rows, CONDITIONS[condition[0]])
+        results.save_predictions(f"{key}.{condition[0]}", prepared.rows.row_id[rows], probability)
+    else:
+        print("\n" + json.dumps(run_cell(cell, results)))
     return 0
 
 

@@ -1,14 +1,6 @@
-"""One trained model under what production does to it: stored states, states that lag behind, new items."""
+"""What production does to a trained model: stored states, states that lag behind, new items, strangers."""
 
-from pathlib import Path
-from typing import Any
-
-import polars as pl
-
-from srp4ctr.nn.model import Srp4Ctr
-from srp4ctr_offline.metrics import METRICS, evaluate_rows
-from srp4ctr_offline.predict import Condition, predict
-from srp4ctr_offline.prepared import TEST, Prepared
+from srp4ctr_offline.predict import Condition
 
 CONDITIONS = {
     "state_float32": Condition(state_dtype="float32"),
@@ -18,18 +10,4 @@ CONDITIONS = {
     "new_items": Condition(new_items=True),
     "no_history": Condition(missing_events=1 << 30),
 }
-
-
-def measure_conditions(model: Srp4Ctr, prepared: Prepared, folder: Path, key: str) -> dict[str, Any]:
-    """Test metrics under each condition; the predictions are kept beside the cell's own."""
-    rows = prepared.rows.of(TEST)
-    label, user = prepared.rows.label[rows], prepared.rows.user[rows]
-    measured = {}
-    for name, condition in CONDITIONS.items():
-        probability = predict(model, prepared, rows, condition)
-        pl.DataFrame({"row_id": prepared.rows.row_id[rows], "probability": probability}).write_parquet(
-            folder / f"{key}.{name}.parquet"
-        )
-        value = evaluate_rows(label, user, probability, draws=1).value
-        measured[name] = {metric: round(float(value[i]), 6) for i, metric in enumerate(METRICS)}
-    return measured
+"""By name, in the order of the report; a cell's predictions under one lie beside its own."""

@@ -30,6 +30,9 @@ class ModelPlan(Strict):
         default={}, description="values by their dotted place in the run configuration"
     )
     baseline: BaselineConfig = BaselineConfig()
+    teacher: PlanName | None = Option(
+        default=None, description="a model of the protocol whose cell of the same seed it learns from"
+    )
     seeds: Seeds | None = Option(default=None, description="where it differs from the protocol's")
     conditions: bool = Option(
         default=False, description="of the first seed, also: stored states, missing events, hidden ids"
@@ -61,7 +64,7 @@ class StudyPlan(Strict):
         ]
         for seed, protocol, name in sorted(everything, key=lambda one: one[0]):
             plan = self.protocols[protocol]
-            yield Cell(protocol, plan.measure, name, seed, plan.models[name], _config(plan, name, seed))
+            yield _cell(protocol, plan, name, seed)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Cell:
     seed: int
     plan: ModelPlan
     config: RunConfig
+    teacher: "Cell | None" = None
 
     @property
     def key(self) -> str:
@@ -84,13 +88,19 @@ class Cell:
         what = self.config.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {
             "kind": self.plan.kind,
             "pretrained": self.plan.pretrained,
-            "conditions": self.plan.conditions,
         }
+        if self.teacher is not None:
+            what["teacher"] = self.teacher.key
         if self.plan.kind in BASELINES:
             what["baseline"] = self.plan.baseline.model_dump(mode="json", exclude_defaults=True)
             what = {name: value for name, value in what.items() if name not in ("model", "pretrain")}
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.protocol}.{self.model}.{self.seed}.{digest}"
+
+    @property
+    def has_conditions(self) -> bool:
+        """Whether the trained model is also measured under production's conditions: the first seed alone is."""
+        return self.plan.conditions and self.seed == 1 and self.measure == "rows"
 
     @property
     def data_key(self) -> str:
@@ -112,10 +122,23 @@ def load_plan(path: Path) -> StudyPlan:
         lines = [f"  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise ConfigError("\n".join([f"{path} is not a study:", *lines])) from error
     for protocol, part in plan.protocols.items():
+        for name, model in part.models.items():
+            teacher = part.models.get(model.teacher) if model.teacher else None
+            if model.teacher and (teacher is None or teacher.teacher or teacher.kind != "srp4ctr"):
+                raise ConfigError(
+                    f"{path}: protocols.{protocol}.models.{name}.teacher: {model.teacher!r} is no srp4ctr model of "
+                    "the protocol without a teacher of its own"
+                )
         taken = set(FLOORS) & set(part.models)
         if taken:
             raise ConfigError(f"{path}: protocols.{protocol}.models: {sorted(taken)} are names of floors")
     return plan
+
+
+def _cell(protocol: str, plan: ProtocolPlan, name: str, seed: int) -> Cell:
+    model = plan.models[name]
+    teacher = None if model.teacher is None else _cell(protocol, plan, model.teacher, seed)
+    return Cell(protocol, plan.measure, name, seed, model, _config(plan, name, seed), teacher)
 
 
 def _config(plan: ProtocolPlan, model: str, seed: int) -> RunConfig:

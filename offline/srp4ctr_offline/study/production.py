@@ -3,6 +3,7 @@
 from typing import Any
 
 from srp4ctr_offline.metrics import Quality, evaluate_rows
+from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.markdown import NONE, number, seeds_text, table, thousands, with_interval
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.results import Results
@@ -32,11 +33,13 @@ def condition_differences(
     assert rows is not None
     found: dict[str, dict[str, tuple[Paired, Quality]]] = {}
     for model, records in measured.records.items():
-        for seed, record in records.items():
-            if "conditions" not in record or seed not in compared.probabilities.get(model, {}):
+        for seed in records:
+            if not measured.cells[model][seed].has_conditions:
+                continue
+            if seed not in compared.probabilities.get(model, {}):
                 continue
             usual = compared.quality(model, (seed,))
-            for condition in record["conditions"]:
+            for condition in CONDITIONS:
                 key = f"{measured.cells[model][seed].key}.{condition}"
                 chances = results.predictions(key, prepared.rows.row_id[rows])
                 if chances is not None:

@@ -49,6 +49,14 @@ class Results:
         """Where the predictions of a cell's test rows are."""
         return self.folder / "predictions" / f"{key}.parquet"
 
+    def save_predictions(self, key: str, row_id: NDArray[np.int64], probability: NDArray[np.float64]) -> None:
+        """Write the predictions of a cell, or of a cell under a condition; whole or not at all."""
+        path = self.prediction_path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".draft")
+        pl.DataFrame({"row_id": row_id, "probability": probability}).write_parquet(draft)
+        draft.replace(path)
+
     def model_folder(self, cell: Cell) -> Path:
         """Where the cell's checkpoint is."""
         return self.folder / "models" / cell.key

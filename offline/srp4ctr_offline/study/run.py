@@ -9,12 +9,12 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.prepare import prepare
+from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.plan import Cell, StudyPlan, load_plan
 from srp4ctr_offline.study.report import write_report
 from srp4ctr_offline.study.results import Results
@@ -31,44 +31,55 @@ def train_missing(path: Path, cells: Sequence[Cell], results: Results, jobs: int
     failed = 0
     lock = threading.Lock()
 
-    def run(cell: Cell) -> bool:
-        record = _in_process(path, cell, results)
-        if record is not None:
+    def run(cell: Cell, condition: str | None) -> bool:
+        output = _in_process(path, cell, results, condition)
+        if output is not None and condition is None:
             with lock:
-                results.append(record)
-        return record is not None
+                results.append(json.loads(output))
+        return output is not None
 
-    with (
-        ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=len(cells), initial=len(cells) - len(missing), desc="study", unit="cell") as bar,
-    ):
-        waiting = {pool.submit(run, cell): cell for cell in missing}
-        for future in as_completed(waiting):
-            cell = waiting[future]
-            if not future.result():
-                failed += 1
-                tqdm.write(f"{cell.key} failed; its output is in {_log(results, cell)}")
-            bar.set_postfix_str(cell.key)
-            bar.update()
+    # Who learns from a teacher waits for all teachers, and conditions are of trained models.
+    waves: list[list[tuple[Cell, str | None]]] = [
+        [(cell, None) for cell in missing if cell.teacher is None],
+        [(cell, None) for cell in missing if cell.teacher is not None],
+        [
+            (cell, condition)
+            for cell in cells
+            if cell.has_conditions
+            for condition in CONDITIONS
+            if not results.prediction_path(f"{cell.key}.{condition}").exists()
+        ],
+    ]
+    with tqdm(total=sum(map(len, waves)), desc="study", unit="step") as bar:
+        for wave in waves:
+            with ThreadPoolExecutor(jobs) as pool:
+                waiting = {pool.submit(run, cell, condition): (cell, condition) for cell, condition in wave}
+                for future in as_completed(waiting):
+                    cell, condition = waiting[future]
+                    if not future.result():
+                        failed += 1
+                        tqdm.write(f"{cell.key} failed; its output is in {_log(results, cell, condition)}")
+                    bar.set_postfix_str(cell.key)
+                    bar.update()
     return failed
 
 
-def _in_process(path: Path, cell: Cell, results: Results) -> dict[str, Any] | None:
-    log = _log(results, cell)
+def _in_process(path: Path, cell: Cell, results: Results, condition: str | None) -> str | None:
+    """The last line of what the cell's process prints; None where it failed."""
+    log = _log(results, cell, condition)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "srp4ctr_offline.study.cell", str(path), str(results.folder), cell.key]
+    command += [] if condition is None else [condition]
     # One thread a cell: several cells on as many cores finish sooner than one cell on all of them.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "20000"}
     with log.open("w") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
-    if done.returncode:
-        return None
-    record: dict[str, Any] = json.loads(log.read_text().splitlines()[-1])
-    return record
+    return None if done.returncode else (log.read_text().splitlines() or [""])[-1]
 
 
-def _log(results: Results, cell: Cell) -> Path:
-    return results.folder / "logs" / f"{cell.key}.txt"
+def _log(results: Results, cell: Cell, condition: str | None) -> Path:
+    name = cell.key if condition is None else f"{cell.key}.{condition}"
+    return results.folder / "logs" / f"{name}.txt"
 
 
 def chosen(plan: StudyPlan, only: Sequence[str]) -> list[Cell]:

@@ -1,0 +1,102 @@
+"""Fine-tuning's choices: what is frozen, which rows are drawn, whom it learns from, when it ends."""
+
+import numpy as np
+import pytest
+import torch
+
+from srp4ctr.cli import main as cli
+from srp4ctr.nn.model import Srp4Ctr
+from srp4ctr_offline.batches import folded
+from srp4ctr_offline.checkpoint import load_model, new_model
+from srp4ctr_offline.config import RunConfig
+from srp4ctr_offline.finetune import finetune
+from srp4ctr_offline.predict import predict
+
+
+def changed(config: RunConfig, **finetuning) -> RunConfig:
+    """The configuration with other values of `[finetune]`."""
+    return config.model_copy(update={"finetune": config.finetune.model_copy(update=finetuning)})
+
+
+def pretrained(tiny) -> Srp4Ctr:
+    """The tiny run's pre-trained model, loaded anew."""
+    return load_model(tiny.run / "pretrain", "pretrain", tiny.config, tiny.prepared)
+
+
+def fresh(tiny) -> Srp4Ctr:
+    """A model that has learned nothing."""
+    torch.manual_seed(7)
+    return new_model(tiny.config, tiny.prepared)
+
+
+def test_a_frozen_encoder_stays_as_it_was(tiny) -> None:
+    """With encoder_rate = 0 encoder and item embeddings keep their weights, the rest learns, and all may learn after."""
+    model = pretrained(tiny)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    finetune(changed(tiny.config, encoder_rate=0.0, epochs=1, learning_rate=0.01), tiny.prepared, model)
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert not {name for name in moved if name.startswith(("encoder.", "items."))}
+    assert any(name.startswith("tower.") for name in moved)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_negatives_are_drawn_anew_and_clicks_all_kept(tiny) -> None:
+    """An epoch sees every click, and about the asked share of the other rows, other ones in the next epoch."""
+    rows = tiny.prepared.rows
+    train = rows.of("train")
+    clicks = set(train[rows.label[train] == 1].tolist())
+    generator = np.random.default_rng(0)
+    seen = [set(folded(tiny.prepared, 8, generator, 0.25)[0].ravel().tolist()) - {-1} for _ in range(2)]
+    for one in seen:
+        assert clicks <= one <= set(train.tolist())
+        share = (len(one) - len(clicks)) / (len(train) - len(clicks))
+        assert share == pytest.approx(0.25, abs=0.03)
+    assert seen[0] != seen[1]
+
+
+def test_fewer_negatives_do_not_shift_probabilities(tiny) -> None:
+    """Trained on a tenth of the rows without a click, the model still predicts validation's click rate; its reported
+    losses, which are before calibration, are corrected, too.
+    """
+    model = fresh(tiny)
+    history = finetune(
+        changed(tiny.config, negative_rate=0.1, epochs=3, learning_rate=0.01), tiny.prepared, model
+    )
+    rows = tiny.prepared.rows.of("valid")
+    rate = float(tiny.prepared.rows.label[rows].mean())
+    assert predict(model, tiny.prepared, rows).mean() == pytest.approx(rate, abs=0.01)
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    # Uncorrected, logits are too high by log 10, which costs more than ten times this.
+    assert min(epoch["valid"] for epoch in history[1:]) < entropy + 0.03
+
+
+def test_a_student_comes_close_to_its_teacher(tiny) -> None:
+    """With the teacher's probability for a label a fresh model agrees with the teacher better than one with labels."""
+    teacher = load_model(tiny.run / "finetune", "finetune", tiny.config, tiny.prepared)
+    rows = tiny.prepared.rows.of("test")
+    wanted = predict(teacher, tiny.prepared, rows)
+    gaps = {}
+    for weight in (0.0, 1.0):
+        student = fresh(tiny)
+        config = changed(tiny.config, teacher_weight=weight, epochs=3, learning_rate=0.005)
+        finetune(config, tiny.prepared, student, teacher)
+        gaps[weight] = float(np.abs(predict(student, tiny.prepared, rows) - wanted).mean())
+    assert gaps[1.0] < 0.8 * gaps[0.0]
+
+
+def test_a_teacher_must_be_a_run(tiny, tmp_path, capsys) -> None:
+    """--teacher with a folder that holds no fine-tuned model says so."""
+    folder = str(tiny.run)
+    assert cli(["finetune", str(tiny.config_path), "--run", folder, "--teacher", str(tmp_path)]) == 1
+    assert "holds no fine-tuned model" in capsys.readouterr().err
+
+
+def test_training_ends_when_it_no_longer_helps(tiny) -> None:
+    """After `patience` epochs without improvement it ends, with the weights of the best epoch."""
+    model = pretrained(tiny)
+    config = changed(tiny.config, epochs=30, patience=1, learning_rate=0.05)
+    history = finetune(config, tiny.prepared, model)
+    losses = [epoch["valid"] for epoch in history]
+    best = int(np.argmin(losses))
+    assert len(losses) - 1 < 30
+    assert len(losses) - 1 == best + 2
