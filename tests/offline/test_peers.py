@@ -10,7 +10,7 @@ import torch
 from srp4ctr.contract.errors import DataError
 from srp4ctr.nn.baselines import BaselineConfig, Din
 from srp4ctr_offline.prepared import TRAIN
-from srp4ctr_offline.study import peers
+from srp4ctr_offline.study import peers, peers_din
 from srp4ctr_offline.study.peers_worker import write_sequences
 
 PEERS = Path(__file__).parents[2] / peers.FOLDER
@@ -26,24 +26,24 @@ def din(tiny) -> Din:
     torch.manual_seed(0)
     model = Din(
         BaselineConfig(width=8, tower=(6, 4), heads=2),
-        peers.din_inputs(tiny.prepared).fields,
+        peers_din.din_inputs(tiny.prepared).fields,
         tiny.prepared.max_events,
     )
-    peers.without_product(model)
+    peers_din.without_product(model)
     return model.eval()
 
 
-def rows_of(tiny, count: int) -> peers.DinBatch:
+def rows_of(tiny, count: int) -> peers_din.DinBatch:
     """A batch of single rows."""
     rows = tiny.prepared.rows.of(TRAIN)[:count, None]
     cuts = tiny.prepared.rows.cut[rows[:, 0]]
-    return peers.din_batch(tiny.prepared, peers.din_inputs(tiny.prepared), rows, cuts)
+    return peers_din.din_batch(tiny.prepared, peers_din.din_inputs(tiny.prepared), rows, cuts)
 
 
 def test_the_peer_is_given_the_same_rows(tiny, din) -> None:
     """The textbook's DIN, written out on the peer's arrays and weights, answers as ours does on our own."""
     batch = rows_of(tiny, 50)
-    given, weights = peers.as_peers_rows(batch), peers.as_peers_weights(din)
+    given, weights = peers_din.as_peers_rows(batch), peers_din.as_peers_weights(din)
     events, candidates = (weights["weight.item"][given[name]] for name in ("events", "candidate"))
     query = np.broadcast_to(candidates[:, None], events.shape)
     x = np.concatenate([query, events, query - events, query * events], axis=-1)
