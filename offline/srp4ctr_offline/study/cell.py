@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from srp4ctr.contract.state import HEADER_BYTES
+from srp4ctr.contract.state import HEADER_BYTES, START_POSITIONS
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr.nn.ctr import CtrModel
 from srp4ctr.nn.model import Srp4Ctr
@@ -133,7 +133,7 @@ def _metrics(
 def mean_state_bytes(model: Srp4Ctr, prepared: Prepared) -> int:
     """Bytes of a user's state, the mean over all users."""
     layout = model.state_layout
-    positions = prepared.lengths(prepared.event_counts()) + 1
+    positions = prepared.lengths(prepared.event_counts()) + START_POSITIONS
     return round(float(np.mean([HEADER_BYTES + layout.payload_bytes(int(length)) for length in positions])))
 
 

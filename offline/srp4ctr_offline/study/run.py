@@ -13,8 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from srp4ctr.runtime.settings import StoreSettings, read_settings
-from srp4ctr_offline.prepare import prepare
 from srp4ctr_offline.study.conditions import CONDITIONS
+from srp4ctr_offline.study.measured import prepared_of
 from srp4ctr_offline.study.plan import Cell, StudyPlan, load_plan
 from srp4ctr_offline.study.report import write_report
 from srp4ctr_offline.study.results import Results
@@ -24,10 +24,9 @@ def train_missing(path: Path, cells: Sequence[Cell], results: Results, jobs: int
     """Train the cells that have no record; gives how many failed."""
     done = results.records()
     missing = [cell for cell in cells if cell.key not in done]
-    for folder, cell in {results.prepared_folder(cell): cell for cell in missing}.items():
-        if not (folder / "report.json").exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            prepare(cell.config).save(folder)
+    # Before the cells' processes begin, which share what is prepared.
+    for cell in {cell.data_key: cell for cell in missing}.values():
+        prepared_of(cell, results)
     failed = 0
     lock = threading.Lock()
 
