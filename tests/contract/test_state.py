@@ -14,6 +14,7 @@ from srp4ctr.contract.state import (
     ArraySpec,
     StateLayout,
     UserState,
+    code_dtype,
     decode_state,
     encode_state,
     stored,
@@ -206,3 +207,25 @@ def test_arrays_cannot_be_changed() -> None:
         for array in found.arrays.values():
             with pytest.raises(ValueError, match="read-only"):
                 array[0] = 1  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("codes", "dtype"),
+    [
+        (2, "uint8"),
+        (256, "uint8"),
+        (257, "uint16"),
+        (65536, "uint16"),
+        (65537, "int32"),
+        (10_000_000, "int32"),
+    ],
+)
+def test_codes_take_no_more_bytes_than_they_need(codes: int, dtype: str) -> None:
+    """The largest code of a vocabulary comes back from the smallest dtype that its state can keep it in."""
+    assert code_dtype(codes) == dtype
+    layout = StateLayout(kind="tokens", arrays=(ArraySpec(name="ids", dtype=dtype, shape=(3,)),))
+    state = UserState({"ids": np.array([0, 1, codes - 1], np.int32)}, events=1, created_at_ms=0)
+    found = decode_state(encode_state(state, layout, FINGERPRINT), layout, FINGERPRINT)
+    assert found.arrays["ids"].tolist() == [0, 1, codes - 1]
+    assert layout.arrays[0].holds_codes
+    assert found.arrays["ids"].itemsize == np.dtype(dtype).itemsize

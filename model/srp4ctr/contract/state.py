@@ -28,7 +28,8 @@ _CHECKSUM_AT = HEADER_BYTES - 4
 # The largest value of a quantised row; -128 is not used, so that a number and its negative are stored alike.
 _INT8_MAX = 127
 
-DType = Literal["float32", "float16", "int32", "int8"]
+DType = Literal["float32", "float16", "int32", "uint16", "uint8", "int8"]
+_CODES: tuple[DType, ...] = ("uint8", "uint16", "int32")
 
 
 class ArraySpec(Strict):
@@ -41,6 +42,11 @@ class ArraySpec(Strict):
     dtype: DType
     shape: tuple[int | Literal["S"], ...]
 
+    @property
+    def holds_codes(self) -> bool:
+        """Whether these are codes, which graphs take as int32, or real numbers, which they take as float32."""
+        return self.dtype in _CODES
+
     def concrete(self, length: int) -> tuple[int, ...]:
         """The shape of an array in a state that keeps `length` events."""
         return tuple(length if dim == "S" else dim for dim in self.shape)
@@ -50,6 +56,11 @@ class ArraySpec(Strict):
         if self.dtype == "int8" and not self.shape:
             raise ValueError(f"the state array {self.name!r} is int8 and has no dimension to quantise along")
         return self
+
+
+def code_dtype(codes: int) -> DType:
+    """The smallest dtype that keeps codes below `codes` as they are."""
+    return next(dtype for dtype in _CODES if codes - 1 <= np.iinfo(dtype).max)
 
 
 class Encoding(NamedTuple):

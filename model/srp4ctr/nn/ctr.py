@@ -1,11 +1,42 @@
 """What every click model of this package is: the jobs train, validate, calibrate and predict any of them alike."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Annotated, Self
 
 import torch
+from pydantic import Field as Option
+from pydantic import model_validator
 from torch import Tensor, nn
 
+from srp4ctr.contract.schema import Strict
 from srp4ctr.contract.transforms import Fields
+from srp4ctr.nn.dropout import Dropout
+
+Count = Annotated[int, Option(ge=1)]
+
+
+class Sizes(Strict):
+    """What every model has a size of."""
+
+    width: Count = Option(default=64, description="D")
+    heads: Count = Option(default=4, description="N; divides width")
+    tower: tuple[Count, ...] = Option(default=(128, 64), description="hidden widths of the CTR tower")
+    dropout: float = Option(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+        return self
+
+
+def tower(sizes: Sizes, inputs: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    """The layers from `inputs` features to one logit."""
+    layers: list[nn.Module] = []
+    for hidden in sizes.tower:
+        layers += [nn.Linear(inputs, hidden), activation(), Dropout(sizes.dropout)]
+        inputs = hidden
+    return nn.Sequential(*layers, nn.Linear(inputs, 1))
 
 
 class CtrModel(nn.Module):

@@ -117,7 +117,7 @@ def export_graph(graph: EncoderGraph | ScorerGraph, path: Path) -> None:
 
 def _state_tensors(model: Srp4Ctr) -> list[TensorSpec]:
     return [
-        TensorSpec(name=a.name, dtype="int32" if a.dtype == "int32" else "float32", shape=("B", *a.shape))
+        TensorSpec(name=a.name, dtype="int32" if a.holds_codes else "float32", shape=("B", *a.shape))
         for a in model.state_layout.arrays
     ]
 

@@ -11,13 +11,11 @@ from pydantic import Field as Option
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from srp4ctr.contract.schema import Strict
-from srp4ctr.contract.state import ArraySpec, StateLayout
+from srp4ctr.contract.state import ArraySpec, StateLayout, code_dtype
 from srp4ctr.contract.transforms import Fields
 from srp4ctr.contract.vocabulary import PADDING
 from srp4ctr.nn.attention import Block
-from srp4ctr.nn.ctr import CtrModel
-from srp4ctr.nn.dropout import Dropout
+from srp4ctr.nn.ctr import Count, CtrModel, Sizes, tower
 from srp4ctr.nn.embedding import FieldEmbeddings
 from srp4ctr.nn.encoder import Encoded, HistoryEncoder
 from srp4ctr.nn.querying import QueryingTransformer
@@ -26,10 +24,8 @@ from srp4ctr.nn.recent import RecentEvents
 State = dict[str, Tensor]
 """User state arrays by name, each [U, ...]: what `StateLayout` declares."""
 
-Count = Annotated[int, Option(ge=1)]
 
-
-class ModelConfig(Strict):
+class ModelConfig(Sizes):
     """Sizes of the network; `[model]` of a run's TOML file."""
 
     state: Literal["tokens", "sequence"] = Option(
@@ -39,8 +35,6 @@ class ModelConfig(Strict):
     state_dtype: Literal["float32", "float16", "int8"] = Option(
         default="float16", description="how states are stored"
     )
-    width: Count = Option(default=64, description="D")
-    heads: Count = Option(default=4, description="N; divides width")
     layers: Count = Option(default=2, description="of the history encoder")
     query_tokens: Count = Option(default=16, description="Q")
     query_layers: Annotated[int, Option(ge=0)] = Option(
@@ -56,13 +50,9 @@ class ModelConfig(Strict):
     cross_layers: Annotated[int, Option(ge=0)] = Option(
         default=2, description="uni cross-attention blocks of a candidate; 0: it sees the tokens' mean"
     )
-    tower: tuple[Count, ...] = Option(default=(128, 64), description="hidden widths of the CTR tower")
-    dropout: float = Option(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+    def _parts_fit(self) -> Self:
         if self.recent_events and (self.state != "tokens" or self.cross_layers < 2):
             raise ValueError(
                 "recent_events needs state = 'tokens' and a block of its own: cross_layers of 2 or more"
@@ -96,7 +86,7 @@ class Srp4Ctr(CtrModel):
         self.norm_candidate = nn.LayerNorm(width)
         self.cross = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.cross_layers))
         self.norm_cross = nn.LayerNorm(width)
-        self.tower = _tower(5 * width, config.tower, dropout)
+        self.tower = tower(config, 5 * width)
         for mine, encoders in zip(self.cross, self.encoder.blocks, strict=False):
             assert isinstance(mine, Block)
             assert isinstance(encoders, Block)
@@ -119,10 +109,12 @@ class Srp4Ctr(CtrModel):
             name, shape = "tokens", (config.query_tokens if config.query_layers else 1, config.width)
         arrays = [ArraySpec(name=name, dtype=config.state_dtype, shape=shape)]
         if config.recent_events:
-            arrays.append(ArraySpec(name="recent_ids", dtype="int32", shape=(config.recent_events,)))
+            ids = code_dtype(self.fields.item[0].size)
+            arrays.append(ArraySpec(name="recent_ids", dtype=ids, shape=(config.recent_events,)))
             if self.fields.behaviour:
                 recent = (config.recent_events, Fields.width(self.fields.behaviour))
-                arrays.append(ArraySpec(name="recent_behaviours", dtype="int32", shape=recent))
+                behaviours = code_dtype(max(field.size for field in self.fields.behaviour))
+                arrays.append(ArraySpec(name="recent_behaviours", dtype=behaviours, shape=recent))
         if self.fields.user:
             user_width = Fields.width(self.fields.user)
             arrays.append(ArraySpec(name="user_codes", dtype="int32", shape=(user_width,)))
@@ -224,11 +216,3 @@ class Srp4Ctr(CtrModel):
         """Uncalibrated logits [U, C]: the state encoded and scored at once."""
         state = self.encode_user(event_items_ULW, event_behaviours_ULW, user_codes_UW)
         return self.score(state, item_codes_UCW, context_codes_UCW)
-
-
-def _tower(width: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for size in hidden:
-        layers += [nn.Linear(width, size), nn.ReLU(), Dropout(dropout)]
-        width = size
-    return nn.Sequential(*layers, nn.Linear(width, 1))

@@ -28,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """The reference minus another, by metric: of the single seeds' means, and of the seed-averaged, paired."""
+    """One model minus another, by metric: of the single seeds' means, and of the seed-averaged, paired."""
 
     name: str
     seeds: tuple[int, ...]
@@ -37,7 +37,7 @@ class Difference:
     floor: bool = False
 
     def verdict(self, metric: str = "auc") -> str:
-        """What the paired interval says of the reference."""
+        """What the paired interval says of the one that the other is taken from."""
         low, high = self.paired[metric]["interval_95"]
         if low is None or high is None:
             return "not defined on these rows"
@@ -82,21 +82,22 @@ class Compared:
             self._known[name, taken] = evaluate_rows(self.label, self.user, self.averaged(name, taken))
         return self._known[name, taken]
 
-    def difference(self, name: str) -> Difference | None:
-        """The reference minus this one on the seeds that both have; None where there are none."""
+    def difference(self, name: str, of: str | None = None) -> Difference | None:
+        """`of`, or else the reference, minus this one on the seeds that both have; None where there are none."""
+        first = of or self.reference
         floor = name in self.floors
-        seeds = self.seeds(self.reference) if floor else self.seeds(self.reference, name)
-        if not seeds or name == self.reference:
+        seeds = self.seeds(first) if floor else self.seeds(first, name)
+        if not seeds or name == first:
             return None
         other = self.quality(name, seeds)
         single = {
             metric: float(
-                np.mean([self.figures[self.reference][seed][metric] for seed in seeds])
+                np.mean([self.figures[first][seed][metric] for seed in seeds])
                 - (other.value[i] if floor else np.mean([self.figures[name][seed][metric] for seed in seeds]))
             )
             for i, metric in enumerate(METRICS)
         }
-        paired = self.quality(self.reference, seeds).difference(other)
+        paired = self.quality(first, seeds).difference(other)
         return Difference(name, seeds, single, paired, floor)
 
     def differences(self) -> list[Difference]:

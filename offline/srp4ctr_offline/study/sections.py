@@ -28,8 +28,11 @@ ABLATIONS = {
     "no-side-information": "no item attributes and no behaviour features",
     "ids-only": "pre-training hides and predicts item ids alone",
     "mean-pooling": "no querying transformer: the mean of the history is the only token",
-    "no-cross-attention": "candidates see the tokens' mean",
+    "no-cross-attention": "candidates see the tokens' mean, and no recent events",
+    "no-recent-events": "candidates see the tokens alone",
 }
+ABLATED = "no-teacher"
+"""What ablations leave a part out of, where a protocol has it: they have no teacher either."""
 EQUAL_CPU = ("din", "din-budget")
 FLOOR_TO_BEAT = "item_mean_user_residual"
 
@@ -162,15 +165,16 @@ def equal_cpu_section(measured: Measured) -> list[str]:
 
 
 def ablations_section(measured: Measured) -> list[str]:
-    """The reference minus itself without one part each."""
-    compared, reference = _compared(measured), measured.reference
+    """The model that all parts are in, minus itself without one part each."""
+    compared = _compared(measured)
     planned = [name for name in ABLATIONS if name in measured.cells]
-    if not planned or reference not in measured.records:
+    whole = ABLATED if ABLATED in measured.cells else measured.reference
+    if not planned or whole not in measured.records:
         return []
-    found = [one for name in planned if (one := compared.difference(name))]
-    blocks = ["### Ablations", f"What each part is worth: `{reference}` minus the model without it."]
+    found = [one for name in planned if (one := compared.difference(name, whole))]
+    blocks = ["### Ablations", f"What each part is worth: `{whole}` minus the model without it."]
     if found:
-        blocks.append(differences_table(found, reference, notes=True))
+        blocks.append(differences_table(found, whole, notes=True))
     absent = sorted(set(planned) - {one.name for one in found})
     if absent:
         blocks.append(f"Planned and not measured: {', '.join(absent)}.")

@@ -12,7 +12,7 @@ from srp4ctr_offline.study.plots import Point, plot_frontier
 
 AGAINST = "din"
 COSTED = ("sequence", AGAINST)
-FRONTIER = ("tokens-q4", "tokens-q8", "tokens", "tokens-q32", "tokens-q64", "sequence")
+FRONTIER = ("tokens-q4", "tokens-q8", "no-teacher", "tokens-q32", "tokens-q64", "tokens", "sequence")
 PAPER_PERCENT = {1: 182, 100: 21}
 """FLOPs per candidate over DIN + MMoE, the user computed once a request: CIKM 2024, arXiv 2407.19658."""
 
@@ -71,7 +71,7 @@ def frontier_section(measured: Measured, cost: Cost, plots: Path) -> list[str]:
         "### What a state costs and what it is worth",
         (
             "Bytes: a stored state with its header, the mean over all users. Milliseconds: CPU of the exported scorer, one "
-            "thread, of a user with a history of full length."
+            "thread, of a user with a history of full length. `tokens` had `sequence` for a teacher, which takes training time and no byte; the other states of tokens had none."
         ),
         table(["model", "bytes a user", *times, "AUC, single seeds", "seeds"], rows),
         image(f"{plots.name}/{path.name}", f"{measured.protocol}: bytes a user against AUC"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from srp4ctr.contract.transforms import Fields
-from srp4ctr.nn.baselines.parts import BaselineConfig, SequenceBaseline, tower
+from srp4ctr.nn.baselines.parts import BaselineConfig, SequenceBaseline
 
 
 class AttentionalUpdateGru(nn.Module):
@@ -45,7 +45,7 @@ class Dien(SequenceBaseline):
         self.extractor = nn.GRU(config.width, config.width, batch_first=True)
         self.attention = nn.Linear(config.width, config.width, bias=False)
         self.evolution = AttentionalUpdateGru(config.width)
-        self.tower = tower(config, 5 * config.width)
+        self.tower = self.new_tower(5 * config.width)
 
     def forward(
         self,

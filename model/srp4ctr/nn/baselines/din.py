@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srp4ctr.contract.transforms import Fields
-from srp4ctr.nn.baselines.parts import BaselineConfig, SequenceBaseline, activation, tower
+from srp4ctr.nn.baselines.parts import BaselineConfig, SequenceBaseline, activation
 
 
 class AttentionUnit(nn.Module):
@@ -55,7 +55,7 @@ class Din(SequenceBaseline):
     def __init__(self, config: BaselineConfig, fields: Fields, max_events: int) -> None:
         super().__init__(config, fields, max_events)
         self.attention = AttentionUnit(config)
-        self.tower = tower(config, 5 * config.width)
+        self.tower = self.new_tower(5 * config.width)
 
     def forward(
         self,

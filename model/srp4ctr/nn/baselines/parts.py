@@ -3,29 +3,21 @@
 Shapes: U users, L events of a history, C candidates, W code columns, D width.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import Field as Option
-from pydantic import model_validator
 from torch import Tensor, nn
 
-from srp4ctr.contract.schema import Strict
 from srp4ctr.contract.transforms import Fields
 from srp4ctr.contract.vocabulary import PADDING
-from srp4ctr.nn.ctr import CtrModel
-from srp4ctr.nn.dropout import Dropout
+from srp4ctr.nn.ctr import Count, CtrModel, Sizes, tower
 from srp4ctr.nn.embedding import FieldEmbeddings
 
-Count = Annotated[int, Option(ge=1)]
 
-
-class BaselineConfig(Strict):
+class BaselineConfig(Sizes):
     """Sizes of a baseline; what a model does not have, it does not read."""
 
-    width: Count = Option(default=64, description="D")
-    tower: tuple[Count, ...] = Option(default=(128, 64), description="hidden widths of the CTR tower")
-    dropout: float = Option(default=0.1, ge=0, lt=1, description="in the tower, and in BST's blocks")
     activation: Literal["relu", "prelu"] = Option(
         default="relu", description="of the tower and of DIN's attention unit"
     )
@@ -33,14 +25,7 @@ class BaselineConfig(Strict):
         default=(64,), min_length=1, description="hidden widths of DIN's attention unit"
     )
     softmax: bool = Option(default=False, description="DIN's attention weights of a history sum to 1")
-    heads: Count = Option(default=4, description="of BST's blocks; divides width")
     layers: Count = Option(default=1, description="BST's blocks")
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
-        return self
 
 
 class Baseline(CtrModel):
@@ -49,6 +34,10 @@ class Baseline(CtrModel):
     def __init__(self, config: BaselineConfig, fields: Fields, max_events: int) -> None:
         super().__init__(fields, max_events)
         self.config = config
+
+    def new_tower(self, inputs: int) -> nn.Sequential:
+        """A fresh tower of the configuration's sizes and activation."""
+        return tower(self.config, inputs, lambda: activation(self.config))
 
 
 class SequenceBaseline(Baseline):
@@ -70,15 +59,6 @@ class SequenceBaseline(Baseline):
         """Vectors of the user and of the context, each [U, C, D] like those of the candidates."""
         user_U1D = self.users(user_codes_UW)[:, None, :]
         return [user_U1D.expand_as(e_UCD), self.contexts(context_codes_UCW).expand_as(e_UCD)]
-
-
-def tower(config: BaselineConfig, width: int) -> nn.Sequential:
-    """The layers from `width` features to one logit."""
-    layers: list[nn.Module] = []
-    for size in config.tower:
-        layers += [nn.Linear(width, size), activation(config), Dropout(config.dropout)]
-        width = size
-    return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
 def activation(config: BaselineConfig) -> nn.Module:
