@@ -1,9 +1,12 @@
 """The HTTP paths."""
 
+from collections.abc import Callable
+
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from srp4ctr.contract.errors import NoActiveModel, StoreUnavailable
 from srp4ctr.contract.http_types import (
@@ -18,23 +21,33 @@ from srp4ctr.contract.http_types import (
 from srp4ctr.contract.transforms import CONTEXT
 from srp4ctr.runtime.redis_client import shown
 from srp4ctr_service.bodies import parse_score_request, read_body
-from srp4ctr_service.openapi import SCORE_REQUEST, PlainRoute, answers
+from srp4ctr_service.openapi import SCORE_REQUEST, answers
 from srp4ctr_service.parts import Parts
-from srp4ctr_service.request_scope import RequestInfo
+from srp4ctr_service.request_scope import RequestInfo, Shortcut
+from srp4ctr_service.routing import PlainRoute
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def score(request: Request) -> Response:
+async def score(request: Request) -> Response:  # noqa: ARG001 -- it is there for the document
     """Score candidates for one user: calibrated click probabilities, aligned with `item_ids`.
 
     Unknown users and items are scored, and flagged. While Redis is away, users are scored as cold ones, and
     `degraded` says so.
     """
-    parts = Parts.of(request)
-    body = await read_body(request, parts.settings)
-    parsed = parse_score_request(body, parts.settings.max_candidates)
-    return _json(await parts.scoring.answer(parsed, RequestInfo.of(request)))
+    raise AssertionError("the request scope answers POST requests of this path itself")
+
+
+def shortcuts(parts: Callable[[], Parts]) -> dict[str, Shortcut]:
+    """What answers the paths that are asked for most, by path, from the parts of the running app."""
+
+    async def score(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
+        of = parts()
+        body = await read_body(scope, receive, of.settings)
+        parsed = parse_score_request(body, of.settings.max_candidates)
+        return await of.scoring.answer(parsed, info)
+
+    return {"/score": score}
 
 
 async def model(request: Request) -> Response:
@@ -101,7 +114,7 @@ def install(app: FastAPI) -> None:
     """Add all paths to the app."""
     app.router.route_class = PlainRoute
     add = app.router.add_api_route
-    scored = answers(ScoreResponse, problems=(400, 408, 413, 422, 500, 503))
+    scored = answers(ScoreResponse, problems=(400, 408, 413, 422, 500, 503, 504))
     ready = answers(Readiness)
     ready[503] = ready[200] | {"description": "Not ready"}
     add("/score", score, methods=["POST"], responses=scored, openapi_extra=SCORE_REQUEST)

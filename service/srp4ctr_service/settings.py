@@ -26,6 +26,25 @@ class Settings(StoreSettings):
         default=500, gt=0, description="time for the whole answer where the request gives none, milliseconds"
     )
 
+    deadline_grace_ms: float = Field(
+        default=100,
+        ge=0,
+        description="an answer that is late by more is a 504, since nobody waits for it any more; milliseconds",
+    )
+    max_waiting_candidates: int = Field(
+        default=20_000,
+        gt=0,
+        description="candidates of all requests that may wait for the model; more are refused with 503 at once",
+    )
+
+    near_cache_users: int = Field(
+        default=5000,
+        ge=0,
+        description="user states kept in each process, as long as Redis does not say that they have changed",
+    )
+    near_cache_s: float = Field(
+        default=300, gt=0, description="longest time that a state is kept without asking Redis, seconds"
+    )
     redis_score_timeout_ms: int = Field(
         default=25,
         gt=0,

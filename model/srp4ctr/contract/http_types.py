@@ -8,14 +8,14 @@ MAX_ID_LENGTH = 256
 MAX_CANDIDATES = 10_000
 """What the wire format allows; a service's own limit is a setting, and lower."""
 
-Id = Annotated[
-    str, StringConstraints(strict=True, min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00]+$")
-]
+Id = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=MAX_ID_LENGTH)]
+"""Without NUL, too, which is looked for in all ids of a request at once."""
+
 Scalar = str | int | float | bool | None
 
 StateStatus = Literal["fresh", "stale", "cold", "missing"]
 Tier = Literal["full", "prior"]
-Degradation = Literal["redis_unavailable", "state_corrupt", "state_foreign", "deadline"]
+Degradation = Literal["redis_unavailable", "state_corrupt", "state_foreign", "deadline", "overload"]
 
 
 class Body(BaseModel):
