@@ -56,7 +56,7 @@ def bare_cpu_ms(bundle: Bundle, states: list[UserState], candidates: int, reques
     """CPU of one run of the scorer, item rows looked up before; milliseconds."""
     scorer = OnnxScorer(bundle, threads=1)
     generator = np.random.default_rng(0)
-    context = bundle.transforms.encode_values("context", {}, "context")
+    context = bundle.transforms.encode_values("context", {}, "context")[None]
     rows = [generator.integers(len(bundle.items.codes), size=candidates) for _ in range(50)]
     batches = [bundle.items.vectors[one] for one in rows]
     inputs = list(

@@ -66,6 +66,7 @@ def compare(prepared: Prepared, model: Srp4Ctr, folder: Path) -> Parity:
     vectors_of = ItemVectors(model)
     generator = np.random.default_rng(0)
     counts = prepared.event_counts()
+    shapes = 0
     for users in USERS:
         for length in (*LENGTHS, prepared.max_events):
             user = generator.integers(len(counts), size=users)
@@ -80,14 +81,17 @@ def compare(prepared: Prepared, model: Srp4Ctr, folder: Path) -> Parity:
                 place = int(generator.integers(users))
                 rows = generator.integers(len(prepared.items.codes), size=candidates)
                 codes = np.ascontiguousarray(prepared.items.codes[rows], np.int32)
-                context = prepared.rows.contexts[generator.integers(len(prepared.rows.label))]
+                # One context for all candidates, or one for each.
+                contexts = candidates if shapes % 2 else 1
+                shapes += 1
+                context = prepared.rows.contexts[generator.integers(len(prepared.rows.label), size=contexts)]
                 vectors = comparison.check(
                     ITEM, {"item_codes": codes}, {"item_vectors": vectors_of(_tensor(codes))}
                 )
                 arrays = {name: array.numpy() for name, array in states.items()}
                 state = model.state_layout.of_user(arrays, place, int(prepared.lengths(ends)[place])).arrays
                 one_user = {name: array[place : place + 1] for name, array in states.items()}
-                logit = model.score(one_user, _tensor(codes)[None], _tensor(context)[None, None])
+                logit = model.score(one_user, _tensor(codes)[None], _tensor(context)[None])
                 feed = {**state, **vectors, "context_codes": context}
                 comparison.check(SCORER, feed, {"probability": model.calibrate(logit)[0]})
     return Parity(

@@ -52,8 +52,8 @@ class Compute:
         """Estimated time of one run of so many rows; 0 before anything has run."""
         return self._seconds_per_row * (rows + ROWS_OF_A_RUN)
 
-    def admit(self, rows: int) -> "Admission":
-        """Take up a job of so many rows; raises Overloaded where there are too many already.
+    def admit(self, rows: int, runs: int) -> "Admission":
+        """Take up so many rows in so many runs; raises Overloaded where there are too many already.
 
         Entering the admission counts them until it is left, so that they count while the user's state is read, too.
         """
@@ -62,7 +62,7 @@ class Compute:
                 f"{self._rows} candidates wait for the model, and with {rows} more they would be over {self._max_rows}",
                 self.wait_s,
             )
-        return Admission(self, rows)
+        return Admission(self, rows, runs)
 
     async def run(self, rows: int, deadline: float, work: Callable[[], T]) -> T | None:
         """What `work` gives; None where it could not be done by the deadline, and was not begun."""
@@ -109,12 +109,12 @@ class Compute:
 class Admission:
     """Rows that are counted while it is entered."""
 
-    def __init__(self, compute: Compute, rows: int) -> None:
+    def __init__(self, compute: Compute, rows: int, runs: int) -> None:
         self._compute = compute
-        self._rows = rows
+        self._rows, self._runs = rows, runs
 
     def __enter__(self) -> None:
-        self._compute.count(self._rows, 1)
+        self._compute.count(self._rows, self._runs)
 
     def __exit__(self, *_: object) -> None:
-        self._compute.count(-self._rows, -1)
+        self._compute.count(-self._rows, -self._runs)

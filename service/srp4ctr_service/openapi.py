@@ -7,7 +7,17 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from srp4ctr.contract.http_types import ModelInfo, Problem, Readiness, ScoreRequest, ScoreResponse
+from srp4ctr.contract.http_types import (
+    BatchRequest,
+    BatchResponse,
+    ModelInfo,
+    Problem,
+    RankRequest,
+    RankResponse,
+    Readiness,
+    ScoreRequest,
+    ScoreResponse,
+)
 from srp4ctr_service.problems import BY_ERROR, INTERNAL, MEDIA_TYPE
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -21,7 +31,11 @@ class DocumentedApp(FastAPI):
         document = super().openapi()
         models: tuple[tuple[type[BaseModel], JsonSchemaMode], ...] = (
             (ScoreRequest, "validation"),
+            (RankRequest, "validation"),
+            (BatchRequest, "validation"),
             (ScoreResponse, "serialization"),
+            (RankResponse, "serialization"),
+            (BatchResponse, "serialization"),
             (ModelInfo, "serialization"),
             (Readiness, "serialization"),
             (Problem, "serialization"),
@@ -47,18 +61,19 @@ def answers(
     return responses
 
 
-SCORE_REQUEST = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": _REFERENCE.format(model=ScoreRequest.__name__)},
-                "example": {"user_id": "196", "item_ids": ["242", "302", "377"], "deadline_ms": 100},
-            }
-        },
-    }
+_EXAMPLE = {"user_id": "196", "item_ids": ["242", "302", "377"]}
+_EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
+    ScoreRequest: {**_EXAMPLE, "deadline_ms": 100},
+    RankRequest: {**_EXAMPLE, "top_k": 2},
+    BatchRequest: {"requests": [_EXAMPLE, {**_EXAMPLE, "user_id": "186"}]},
 }
-"""What POST /score takes, with an example that every model can score."""
+
+
+def takes(model: type[BaseModel]) -> dict[str, Any]:
+    """The body of a path, with an example that every model can score."""
+    schema = {"$ref": _REFERENCE.format(model=model.__name__)}
+    content = {"application/json": {"schema": schema, "example": _EXAMPLES[model]}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def main() -> None:

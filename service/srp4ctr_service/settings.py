@@ -20,6 +20,9 @@ class Settings(StoreSettings):
     max_candidates: int = Field(
         default=2000, ge=1, le=MAX_CANDIDATES, description="most item_ids that a request may have"
     )
+    max_batch_candidates: int = Field(
+        default=20_000, ge=1, description="most item_ids that all users of a batch may have together"
+    )
     max_body_bytes: int = Field(default=1 << 20, gt=0, description="largest body taken, bytes")
     body_timeout_ms: int = Field(default=5000, gt=0, description="limit for a body to arrive, milliseconds")
     deadline_ms: float = Field(

@@ -96,7 +96,7 @@ def test_served_as_trained(tiny, model) -> None:
     for user in SIX:
         found = model.state_layout.of_user(arrays, user, ends[user]).arrays
         state = {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
-        one = UserScorer(model)(state, vectors, contexts[user, 0])
+        one = UserScorer(model)(state, vectors, contexts[user])
         np.testing.assert_allclose(one.numpy(), whole[user], atol=ROUNDING)
 
 
@@ -226,7 +226,7 @@ def test_recent_events_without_behaviours(tiny) -> None:
         for user in SIX:
             offered = {name: array[user] for name, array in (computed | {"user_codes": users}).items()}
             offered["item_vectors"] = ItemGraph(model)(asked[0][user])[0]
-            offered["context_codes"] = asked[1][user, 0]
+            offered["context_codes"] = asked[1][user, :1]
             found = scorer(*(offered[one.name] for one in scorer.spec.inputs))[0]
             torch.testing.assert_close(found, wanted[user], atol=ROUNDING, rtol=0)
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.manifest import (
     COLD_STATE,
+    ITEM,
     ITEMS,
     SCORER,
     Calibration,
@@ -60,11 +61,16 @@ class Known:
     def version(self) -> str:
         return self.bundle.manifest.version
 
-    def scores(self, item_ids, tokens=0.0, context=None):
-        """The scores that the service must give."""
-        codes = self.bundle.items.codes[self.bundle.items.rows(item_ids)].sum(axis=1)
-        context_codes = self.bundle.transforms.encode_values("context", context or {}, "context").sum()
-        return 1 / (1 + np.exp(-(self.bias + tokens + 0.01 * (codes + context_codes))))
+    def scores(self, item_ids, tokens=0.0, context=None, codes=None):
+        """The scores that the service must give; `codes` are the items', where they are not the catalogue's."""
+        if codes is None:
+            codes = self.bundle.items.codes[self.bundle.items.rows(item_ids)]
+        contexts = context if isinstance(context, list) else [context or {}]
+        context_codes = [
+            self.bundle.transforms.encode_values("context", one, "context").sum() for one in contexts
+        ]
+        moved = 0.01 * (codes.sum(axis=1) + np.array(context_codes))
+        return 1 / (1 + np.exp(-(self.bias + tokens + moved)))
 
     def state(self, tokens=0.5, events=3, created_at_ms=None):
         """The bytes of a state whose tokens all have that value."""
@@ -80,7 +86,7 @@ def scorer_graph(bias):
         node("ReduceMean", ["tokens", "axes_01"], ["mean"], keepdims=0),
         node("ReduceSum", ["item_vectors", "axes_1"], ["items_sum"], keepdims=0),
         node("Cast", ["context_codes"], ["context_f"], to=TensorProto.FLOAT),
-        node("ReduceSum", ["context_f", "axes_0"], ["context_sum"], keepdims=1),
+        node("ReduceSum", ["context_f", "axes_1"], ["context_sum"], keepdims=0),
         node("Add", ["items_sum", "context_sum"], ["codes"]),
         node("Mul", ["codes", "weight"], ["weighted"]),
         node("Add", ["weighted", "mean"], ["moved"]),
@@ -91,17 +97,25 @@ def scorer_graph(bias):
     inputs = [
         value("tokens", TensorProto.FLOAT, [2, 4]),
         value("item_vectors", TensorProto.FLOAT, ["C", 2]),
-        value("context_codes", TensorProto.INT32, [3]),
+        value("context_codes", TensorProto.INT32, ["K", 3]),
     ]
     constants = [
         helper.make_tensor("axes_01", TensorProto.INT64, [2], [0, 1]),
-        helper.make_tensor("axes_0", TensorProto.INT64, [1], [0]),
         helper.make_tensor("axes_1", TensorProto.INT64, [1], [1]),
         helper.make_tensor("weight", TensorProto.FLOAT, [], [0.01]),
         helper.make_tensor("bias", TensorProto.FLOAT, [], [bias]),
     ]
     outputs = [value("probability", TensorProto.FLOAT, ["C"])]
     graph = helper.make_graph(nodes, "known", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def item_graph():
+    """The graph whose vectors are the codes themselves."""
+    value = helper.make_tensor_value_info
+    cast = helper.make_node("Cast", ["item_codes"], ["item_vectors"], to=TensorProto.FLOAT)
+    codes = value("item_codes", TensorProto.INT32, ["C", 2])
+    graph = helper.make_graph([cast], "items", [codes], [value("item_vectors", TensorProto.FLOAT, ["C", 2])])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
@@ -125,13 +139,18 @@ def make_known(bundles: Path, version: str, bias: float, model: str | None = Non
     cold = UserState({"tokens": np.zeros((2, 4), np.float16)}, 0, 0)
     (draft / COLD_STATE).write_bytes(encode_state(cold, LAYOUT, fingerprint))
     onnx.save(scorer_graph(bias), draft / SCORER)
+    onnx.save(item_graph(), draft / ITEM)
     scorer = GraphSpec(
         inputs=(
             TensorSpec(name="tokens", dtype="float32", shape=(2, 4)),
             TensorSpec(name="item_vectors", dtype="float32", shape=("C", 2)),
-            TensorSpec(name="context_codes", dtype="int32", shape=(3,)),
+            TensorSpec(name="context_codes", dtype="int32", shape=("K", 3)),
         ),
         outputs=(TensorSpec(name="probability", dtype="float32", shape=("C",)),),
+    )
+    item = GraphSpec(
+        inputs=(TensorSpec(name="item_codes", dtype="int32", shape=("C", 2)),),
+        outputs=(TensorSpec(name="item_vectors", dtype="float32", shape=("C", 2)),),
     )
     manifest = Manifest(
         version=version,
@@ -140,7 +159,7 @@ def make_known(bundles: Path, version: str, bias: float, model: str | None = Non
         fingerprint=fingerprint.hex(),
         state=LAYOUT,
         encoder=GraphSpec(inputs=(), outputs=()),
-        item=GraphSpec(inputs=(), outputs=()),
+        item=item,
         scorer=scorer,
         items=len(ITEM_IDS),
         calibration=Calibration(scale=1.0, bias=0.0),

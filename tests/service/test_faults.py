@@ -185,7 +185,7 @@ def test_error_that_nobody_foresaw(api, monkeypatch):
         raise ZeroDivisionError("secret detail")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scoring, "answer", fail)
+        patch.setattr(Scoring, "score", fail)
         response = api.post("/score", json=GOOD)
     assert response.status_code == 500
     assert response.json()["type"] == "/problems/internal"

@@ -9,6 +9,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,8 @@ OPSET = 20
 EXPORTER = "torch.onnx dynamo"
 
 # No example dimension is 0 or 1, which torch.export would take for fixed.
-_EXAMPLE = {"B": 3, "L": 5, "S": 6, "C": 7}
+# But K is 1 here, and what comes of it fits any K that can be broadcast: it is only looked up, multiplied and added.
+_EXAMPLE = {"B": 3, "L": 5, "S": 6, "C": 7, "K": 1}
 
 
 class EncoderGraph(nn.Module):
@@ -68,7 +70,7 @@ class ItemGraph(nn.Module):
 
 
 class ScorerGraph(nn.Module):
-    """One user's state, the vectors of C candidates and one context to calibrated probabilities."""
+    """One user's state, the vectors of C candidates and K contexts to calibrated probabilities: K is 1 or C."""
 
     def __init__(self, model: Srp4Ctr) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ class ScorerGraph(nn.Module):
         inputs = [
             *(one.model_copy(update={"shape": one.shape[1:]}) for one in _state_tensors(model)),
             _vectors(ItemVectors(model)),
-            _codes("context_codes", (), Fields.width(model.fields.context)),
+            _codes("context_codes", ("K",), Fields.width(model.fields.context)),
         ]
         probability = TensorSpec(name="probability", dtype="float32", shape=("C",))
         self.spec = GraphSpec(inputs=tuple(i for i in inputs if i.shape[-1]), outputs=(probability,))
@@ -86,13 +88,12 @@ class ScorerGraph(nn.Module):
         """Probabilities [C] of the graph's inputs, in the order of `spec`."""
         given = dict(zip((one.name for one in self.spec.inputs), tensors, strict=True))
         vectors_CV = given["item_vectors"]
-        none_0 = torch.zeros(0, dtype=torch.int32)
-        state: State = {"user_codes": none_0} | {
+        state: State = {"user_codes": torch.zeros(0, dtype=torch.int32)} | {
             a.name: given[a.name] for a in self.model.state_layout.arrays
         }
         if "recent_ids" in state and "recent_behaviours" not in state:
             state["recent_behaviours"] = state["recent_ids"][..., None][..., :0]
-        logit_C = self.scorer(state, vectors_CV, given.get("context_codes", none_0))
+        logit_C = self.scorer(state, vectors_CV, given.get("context_codes"))
         return (self.model.calibrate(logit_C),)
 
 
@@ -116,7 +117,7 @@ def export_graph(graph: Graph, path: Path) -> None:
         size = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
         dtype = torch.int32 if spec.dtype == "int32" else torch.float32
         example.append(torch.ones(size, dtype=dtype))
-        shapes.append({i: dims[dim] for i, dim in enumerate(spec.shape) if isinstance(dim, str)})
+        shapes.append({i: dims[dim] for i, dim in enumerate(spec.shape) if dim in dims})
     # It says at each export that torchvision, which this network has no use for, is not installed.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -134,6 +135,20 @@ def export_graph(graph: Graph, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
+    _let_vary(path, graph)
+
+
+def _let_vary(path: Path, graph: Graph) -> None:
+    """Declare the dimension K, which was exported as 1, as one that varies."""
+    if not any("K" in one.shape for one in graph.spec.inputs):
+        return
+    content = onnx.load(path)
+    for given in content.graph.input:
+        if given.name == "context_codes":
+            given.type.tensor_type.shape.dim[0].dim_param = "K"
+    # What the exporter noted of the shapes between holds for K = 1 alone.
+    del content.graph.value_info[:]
+    onnx.save(content, path)
 
 
 def _state_tensors(model: Srp4Ctr) -> list[TensorSpec]:

@@ -36,28 +36,28 @@ class ItemVectors(nn.Module):
 
 
 class UserScorer(nn.Module):
-    """One user's state, the vectors of C candidates and one context to uncalibrated logits."""
+    """One user's state, the vectors of C candidates and a context for all or for each to uncalibrated logits."""
 
     def __init__(self, model: Srp4Ctr) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, state: State, vectors_CV: Tensor, context_codes_W: Tensor) -> Tensor:
-        """Logits [C]; the state's arrays are [...], without a dimension of users."""
+    def forward(self, state: State, vectors_CV: Tensor, context_codes_KW: Tensor | None) -> Tensor:
+        """Logits [C]; the state's arrays are [...], without a dimension of users, and K is 1 or C."""
         model = self.model
         one_user = {name: array[None] for name, array in state.items()}
         e_CD = vectors_CV[:, : model.config.width]
         z_CD = self._attended(one_user, e_CD, vectors_CV[:, model.config.width :])
         user_1D = model.users(one_user["user_codes"])
-        context_1D = model.contexts(context_codes_W[None])
         first, *rest = model.tower
         assert isinstance(first, nn.Linear)
         # The first layer's weights, apart for what differs between candidates and what does not.
-        each = 3 * model.config.width
-        hidden_CX = F.linear(torch.cat([e_CD, z_CD, e_CD * z_CD], dim=-1), first.weight[:, :each])
-        x_CX = hidden_CX + F.linear(
-            torch.cat([user_1D, context_1D], dim=-1), first.weight[:, each:], first.bias
-        )
+        width = model.config.width
+        each, user, context = torch.split(first.weight, [3 * width, width, width], dim=1)
+        hidden_CX = F.linear(torch.cat([e_CD, z_CD, e_CD * z_CD], dim=-1), each)
+        x_CX = hidden_CX + F.linear(user_1D, user, first.bias)
+        if context_codes_KW is not None:
+            x_CX = x_CX + F.linear(model.contexts(context_codes_KW), context)
         for layer in rest:
             x_CX = layer(x_CX)
         return x_CX.squeeze(-1)

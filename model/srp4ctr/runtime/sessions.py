@@ -74,7 +74,7 @@ class OnnxScorer:
         self._context = "context_codes" in self._dtypes
 
     def __call__(self, state: UserState, item_vectors: Vectors, context_codes: Codes) -> NDArray[np.float32]:
-        """Click probabilities [C] of item vectors [C, V] under context codes [Wc]."""
+        """Click probabilities [C] of item vectors [C, V] under one context or one each: codes [1 or C, Wc]."""
         dtypes = self._dtypes
         feed = {name: state.arrays[name].astype(dtypes[name], copy=False) for name in self._states}
         feed["item_vectors"] = item_vectors.astype(np.float32, copy=False)
