@@ -14,6 +14,7 @@ from srp4ctr.runtime.state_reads import Limits, StateReads
 from srp4ctr.runtime.state_store import AsyncStateStore
 from srp4ctr_service import problems, routes
 from srp4ctr_service.compute import Compute
+from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.openapi import DocumentedApp
 from srp4ctr_service.parts import Parts
 from srp4ctr_service.request_scope import RequestScope
@@ -25,7 +26,10 @@ from srp4ctr_service.versions import Versions
 
 
 def create_app(settings: Settings, redis_url: str) -> RequestScope:
-    """The service's app for the Redis at `redis_url`; opens nothing before it is started."""
+    """The service's app for the Redis at `redis_url`; opens nothing but the file of API keys before it is started.
+
+    Raises ConfigError where that has none.
+    """
     telemetry = Telemetry()
     running: list[Parts] = []
 
@@ -57,7 +61,8 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
 
     app = document_app(lifespan)
     problems.install(app, telemetry)
-    return RequestScope(app, telemetry, problems.answer, routes.shortcuts(lambda: running[0]))
+    keys = None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file)
+    return RequestScope(app, telemetry, problems.answer, routes.shortcuts(lambda: running[0]), keys)
 
 
 def document_app(lifespan: Lifespan[FastAPI] | None = None) -> DocumentedApp:

@@ -17,6 +17,7 @@ from srp4ctr.contract.errors import (
     InvalidRequest,
     MalformedBody,
     NoActiveModel,
+    NotAuthorized,
     Overloaded,
 )
 from srp4ctr.contract.http_types import FieldError, Problem
@@ -49,6 +50,7 @@ BY_ERROR: tuple[tuple[type[Exception], Kind], ...] = (
     (BodyTooLarge, Kind("body-too-large", 413, "The body is too large")),
     (BodyTimeout, Kind("body-timeout", 408, "The body did not arrive in time")),
     (InvalidRequest, Kind("invalid-request", 422, "The request does not fit the interface or the model")),
+    (NotAuthorized, Kind("not-authorized", 401, "The request has no valid API key")),
     (Overloaded, Kind("overloaded", 503, "The service has more to do than it can")),
     (DeadlineMissed, Kind("deadline-missed", 504, "The deadline passed before there was any answer")),
     (NoActiveModel, Kind("no-active-model", 503, "There is no model to score with, yet")),
@@ -71,6 +73,8 @@ def answer(error: Exception, info: RequestInfo, telemetry: Telemetry) -> Respons
         log.error("unforeseen_error", request_id=info.request_id, exc_info=error)
     if isinstance(error, NoActiveModel):
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if isinstance(error, NotAuthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Overloaded):
         # The header counts in whole seconds.
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.routing import RAISED
 from srp4ctr_service.telemetry import Telemetry
 
@@ -57,11 +58,13 @@ class RequestScope:
         telemetry: Telemetry,
         problem: Callable[[Exception, RequestInfo, Telemetry], Response],
         shortcuts: Mapping[str, Shortcut],
+        keys: ApiKeys | None,
     ) -> None:
         self._app = app
         self._telemetry = telemetry
         self._problem = problem
         self._shortcuts = shortcuts
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP passes through."""
@@ -82,6 +85,8 @@ class RequestScope:
 
         shortcut = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
         try:
+            if self._keys is not None:
+                self._keys.check(scope)
             if shortcut is None:
                 await self._app(scope, receive, send_with_id)
                 if RAISED in scope:

@@ -1,5 +1,6 @@
 """Everything about the service that an operator may change."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -17,6 +18,11 @@ class Settings(StoreSettings):
         default="info", description="least level of log lines; info has one line a request"
     )
 
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="file with one API key a line, at least 16 characters each. Every request but health checks must "
+        "then have one of them as `Authorization: Bearer KEY`. Unset: nobody is asked for a key",
+    )
     max_candidates: int = Field(
         default=2000, ge=1, le=MAX_CANDIDATES, description="most item_ids that a request may have"
     )

@@ -7,6 +7,7 @@
     │   ├── MalformedBody      the body is not JSON in UTF-8
     │   ├── BodyTooLarge       the body is larger than the service takes
     │   └── BodyTimeout        the body did not arrive in time
+    ├── NotAuthorized          a request without a valid API key
     ├── NoActiveModel          the service has no model to score with, yet
     ├── Overloaded             the service has more to do than it can; carries when to try again
     ├── DeadlineMissed         a request's deadline passed before even the cheapest answer
@@ -60,6 +61,10 @@ class BodyTooLarge(InvalidRequest):
 
 class BodyTimeout(InvalidRequest):
     """The body did not arrive in time."""
+
+
+class NotAuthorized(Srp4ctrError):  # noqa: N818
+    """A request has no valid API key."""
 
 
 class NoActiveModel(Srp4ctrError):  # noqa: N818
