@@ -263,7 +263,7 @@ class Tiny:
     @property
     def item_ids(self) -> list[str]:
         """The catalogue, by sorted id."""
-        return [item.decode() for item in self.prepared.items.ids.values]
+        return [item.decode() for item in self.prepared.items.ids]
 
 
 @pytest.fixture(scope="session")

@@ -56,9 +56,9 @@ def bare_cpu_ms(bundle: Bundle, states: list[UserState], candidates: int, reques
     """CPU of one run of the scorer, item rows looked up before; milliseconds."""
     scorer = OnnxScorer(bundle, threads=1)
     generator = np.random.default_rng(0)
-    context = bundle.transforms.encode_values("context", {}, "context")
+    context = bundle.transforms.encode_values("context", {}, "context")[None]
     rows = [generator.integers(len(bundle.items.codes), size=candidates) for _ in range(50)]
-    batches = [bundle.items.codes[one] for one in rows]
+    batches = [bundle.items.vectors[one] for one in rows]
     inputs = list(
         itertools.islice(zip(itertools.cycle(states), itertools.cycle(batches), strict=False), requests)
     )
@@ -73,7 +73,7 @@ def bare_cpu_ms(bundle: Bundle, states: list[UserState], candidates: int, reques
 def bodies(bundle: Bundle, users: list[str], candidates: int) -> list[bytes]:
     """Request bodies of random catalogue items for the users."""
     generator = np.random.default_rng(1)
-    catalogue = bundle.items.ids.values
+    catalogue = bundle.items.index.ids[1:]
     return [
         orjson.dumps(
             {

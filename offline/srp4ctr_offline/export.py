@@ -10,15 +10,18 @@ from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from srp4ctr.contract.manifest import COLD_STATE, ENCODER, ITEMS, SCORER, Calibration, Manifest
+from srp4ctr.contract.manifest import COLD_STATE, ENCODER, ITEM, ITEMS, SCORER, Calibration, Manifest
 from srp4ctr.contract.state import UserState, encode_state
 from srp4ctr.contract.vocabulary import UNKNOWN
-from srp4ctr.nn.export import EXPORTER, OPSET, EncoderGraph, ScorerGraph, export_graph
+from srp4ctr.nn.export import EXPORTER, OPSET, EncoderGraph, Graph, ItemGraph, ScorerGraph, export_graph
 from srp4ctr.nn.model import Srp4Ctr
-from srp4ctr.runtime.bundle import Bundle, ItemTable, file_hashes, seal_bundle
+from srp4ctr.runtime.bundle import Bundle, file_hashes, seal_bundle
+from srp4ctr.runtime.items import Catalogue, ItemTable
+from srp4ctr.runtime.sessions import open_session
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.checkpoint import fingerprint, load_model
 from srp4ctr_offline.config import RunConfig
@@ -26,6 +29,8 @@ from srp4ctr_offline.metrics import METRICS
 from srp4ctr_offline.parity import compare
 from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.run import git_commit, job_parser, resolve, seed_everything, start_stage, write_json
+
+ITEMS_AT_ONCE = 10_000
 
 
 def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
@@ -36,18 +41,17 @@ def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
     bundles.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=bundles))
     try:
-        steps = tqdm(total=3, desc="exporting", unit="step")
-        encoder, scorer = EncoderGraph(model), ScorerGraph(model)
-        export_graph(encoder, draft / ENCODER)
-        steps.update()
-        export_graph(scorer, draft / SCORER)
-        steps.update()
-        parity = compare(prepared, encoder, scorer, draft)
-        steps.update()
-        steps.close()
+        encoder, item, scorer = EncoderGraph(model), ItemGraph(model), ScorerGraph(model)
+        graphs: dict[str, Graph] = {ENCODER: encoder, ITEM: item, SCORER: scorer}
+        with tqdm(total=len(graphs) + 1, desc="exporting", unit="step") as steps:
+            for name, graph in graphs.items():
+                export_graph(graph, draft / name)
+                steps.update()
+            parity = compare(prepared, model, draft)
+            steps.update()
         mark = fingerprint(model, prepared.transforms)
         prepared.transforms.save(draft)
-        prepared.items.save(draft / ITEMS)
+        item_table(prepared.items, item, draft).save(draft / ITEMS)
         (draft / COLD_STATE).write_bytes(
             encode_state(cold_state(model), model.state_layout, bytes.fromhex(mark))
         )
@@ -58,6 +62,7 @@ def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
             fingerprint=mark,
             state=model.state_layout,
             encoder=encoder.spec,
+            item=item.spec,
             scorer=scorer.spec,
             items=len(prepared.items.codes) - 1,
             calibration=Calibration(scale=float(model.calibration_scale), bias=float(model.calibration_bias)),
@@ -74,9 +79,19 @@ def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def version_of_bundle(name: str, mark: str, items: ItemTable) -> str:
+def version_of_bundle(name: str, mark: str, items: Catalogue) -> str:
     """The configuration's name and 8 digits of a hash of model and catalogue: equal content, equal version."""
     return f"{name}-{hashlib.sha256(bytes.fromhex(mark) + items.digest()).hexdigest()[:8]}"
+
+
+def item_table(catalogue: Catalogue, graph: ItemGraph, folder: Path) -> ItemTable:
+    """The table of the catalogue, with vectors by the item graph in `folder`, which is what computes those of new items."""
+    session = open_session(folder / ITEM, threads=1)
+    vectors = np.empty((len(catalogue.codes), graph.vectors.width), np.float32)
+    for at in range(0, len(vectors), ITEMS_AT_ONCE):
+        codes = np.ascontiguousarray(catalogue.codes[at : at + ITEMS_AT_ONCE], np.int32)
+        vectors[at : at + ITEMS_AT_ONCE] = session.run(None, {graph.spec.inputs[0].name: codes})[0]
+    return ItemTable.build(catalogue, vectors)
 
 
 @torch.no_grad()
@@ -128,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
     )
     print(
         f"ONNX Runtime against torch at {manifest.parity.shapes_compared} shapes: encoder within "
-        f"{manifest.parity.encoder_max_abs:.1e}, scorer within {manifest.parity.scorer_max_abs:.1e} "
+        f"{manifest.parity.encoder_max_abs:.1e}, items within {manifest.parity.item_max_abs:.1e}, scorer within {manifest.parity.scorer_max_abs:.1e} "
         f"(accepted up to {manifest.parity.tolerance:.0e})"
     )
     print(f"bundle {manifest.version} written to {bundle.folder}")

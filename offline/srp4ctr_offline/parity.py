@@ -1,15 +1,22 @@
-"""Whether the exported graphs compute what the torch model computes: asked before a bundle is accepted."""
+"""Whether the exported graphs compute what the torch model computes: asked before a bundle is accepted.
 
+The scorer is compared with `Srp4Ctr.score`, which computes everything for every candidate, so that what the graphs have
+computed before, or once for all candidates, is compared, too.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from srp4ctr.contract.errors import ExportMismatch
-from srp4ctr.contract.manifest import ENCODER, SCORER, Parity
-from srp4ctr.contract.vocabulary import Codes
-from srp4ctr.nn.export import EncoderGraph, ScorerGraph
+from srp4ctr.contract.manifest import ENCODER, ITEM, SCORER, GraphSpec, Parity
+from srp4ctr.nn.export import EncoderGraph, ItemGraph, ScorerGraph
+from srp4ctr.nn.folded import ItemVectors
+from srp4ctr.nn.model import Srp4Ctr
 from srp4ctr.runtime.sessions import open_session
 from srp4ctr_offline.prepared import Prepared
 
@@ -21,65 +28,81 @@ USERS = (1, 2, 5)
 LENGTHS = (0, 1, 2, 17)
 CANDIDATES = (1, 2, 100, 2000)
 
-Feed = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[np.generic]]
 
 
-def compare(prepared: Prepared, encoder: EncoderGraph, scorer: ScorerGraph, folder: Path) -> Parity:
-    """Run both graphs in ONNX Runtime and in torch on real users and items, at many shapes."""
-    generator = np.random.default_rng(0)
-    sessions = {
-        graph: open_session(folder / name, threads=1)
-        for graph, name in ((encoder, ENCODER), (scorer, SCORER))
-    }
-    worst = {encoder: 0.0, scorer: 0.0}
-    shapes = 0
+class Comparison:
+    """Graphs of one folder in ONNX Runtime against what torch gives for the same arrays."""
 
-    def differ(graph: EncoderGraph | ScorerGraph, feed: Feed) -> Feed:
-        nonlocal shapes
-        feed = {one.name: feed[one.name] for one in graph.spec.inputs}
-        names = [one.name for one in graph.spec.outputs]
-        got = dict(zip(names, sessions[graph].run(names, feed), strict=True))
-        with torch.no_grad():
-            wanted = graph(*(torch.from_numpy(np.ascontiguousarray(value)) for value in feed.values()))
-        for name, want in zip(names, wanted, strict=True):
-            difference = float(np.abs(got[name] - want.numpy()).max())
-            worst[graph] = max(worst[graph], difference)
+    def __init__(self, folder: Path, specs: Mapping[str, GraphSpec]) -> None:
+        self._specs = specs
+        self._sessions = {name: open_session(folder / name, threads=1) for name in specs}
+        self.worst = dict.fromkeys(specs, 0.0)
+        self.shapes = 0
+
+    def check(self, name: str, feed: Arrays, wanted: Mapping[str, Tensor]) -> Arrays:
+        """What the graph gives; raises ExportMismatch where that is not what is wanted."""
+        spec = self._specs[name]
+        taken = {one.name: feed[one.name] for one in spec.inputs}
+        names = [one.name for one in spec.outputs]
+        got = dict(zip(names, self._sessions[name].run(names, taken), strict=True))
+        for output in names:
+            difference = float(np.abs(got[output] - wanted[output].numpy()).max())
+            self.worst[name] = max(self.worst[name], difference)
             if not difference <= TOLERANCE:
-                sizes = {key: value.shape for key, value in feed.items()}
+                sizes = {key: value.shape for key, value in taken.items()}
                 raise ExportMismatch(
-                    f"{name} differs from torch by {difference:.2e}, more than {TOLERANCE:.0e}, at {sizes}"
+                    f"{output} differs from torch by {difference:.2e}, more than {TOLERANCE:.0e}, at {sizes}"
                 )
-        shapes += 1
+        self.shapes += 1
         return got
 
+
+@torch.no_grad()
+def compare(prepared: Prepared, model: Srp4Ctr, folder: Path) -> Parity:
+    """Run the graphs of `folder` in ONNX Runtime, and the model in torch, on real users and items at many shapes."""
+    specs = {ENCODER: EncoderGraph(model).spec, ITEM: ItemGraph(model).spec, SCORER: ScorerGraph(model).spec}
+    comparison = Comparison(folder, specs)
+    vectors_of = ItemVectors(model)
+    generator = np.random.default_rng(0)
     counts = prepared.event_counts()
+    shapes = 0
     for users in USERS:
         for length in (*LENGTHS, prepared.max_events):
             user = generator.integers(len(counts), size=users)
-            items, behaviours, _ = prepared.histories(user, np.minimum(counts[user], length))
+            ends = np.minimum(counts[user], length)
+            items, behaviours, _ = prepared.histories(user, ends)
             user_codes = prepared.users.codes[user]
-            states = differ(
-                encoder, {"event_items": items, "event_behaviours": behaviours, "user_codes": user_codes}
-            )
+            history = (items, behaviours, user_codes)
+            states = model.encode_user(*map(_tensor, history))
+            names = ("event_items", "event_behaviours", "user_codes")
+            comparison.check(ENCODER, dict(zip(names, history, strict=True)), states)
             for candidates in CANDIDATES:
-                rows = generator.integers(len(prepared.items.codes), size=(users, candidates))
-                context = prepared.rows.contexts[generator.integers(len(prepared.rows.label), size=users)]
-                differ(
-                    scorer,
-                    states
-                    | {
-                        "user_codes": user_codes,
-                        "item_codes": _int32(prepared.items.codes[rows]),
-                        "context_codes": context,
-                    },
+                place = int(generator.integers(users))
+                rows = generator.integers(len(prepared.items.codes), size=candidates)
+                codes = np.ascontiguousarray(prepared.items.codes[rows], np.int32)
+                # One context for all candidates, or one for each.
+                contexts = candidates if shapes % 2 else 1
+                shapes += 1
+                context = prepared.rows.contexts[generator.integers(len(prepared.rows.label), size=contexts)]
+                vectors = comparison.check(
+                    ITEM, {"item_codes": codes}, {"item_vectors": vectors_of(_tensor(codes))}
                 )
+                arrays = {name: array.numpy() for name, array in states.items()}
+                state = model.state_layout.of_user(arrays, place, int(prepared.lengths(ends)[place])).arrays
+                one_user = {name: array[place : place + 1] for name, array in states.items()}
+                logit = model.score(one_user, _tensor(codes)[None], _tensor(context)[None])
+                feed = {**state, **vectors, "context_codes": context}
+                comparison.check(SCORER, feed, {"probability": model.calibrate(logit)[0]})
     return Parity(
-        encoder_max_abs=worst[encoder],
-        scorer_max_abs=worst[scorer],
+        encoder_max_abs=comparison.worst[ENCODER],
+        item_max_abs=comparison.worst[ITEM],
+        scorer_max_abs=comparison.worst[SCORER],
         tolerance=TOLERANCE,
-        shapes_compared=shapes,
+        shapes_compared=comparison.shapes,
     )
 
 
-def _int32(codes: Codes) -> Codes:
-    return np.ascontiguousarray(codes, np.int32)
+def _tensor(array: NDArray[np.generic]) -> Tensor:
+    # A copy: what is memory-mapped cannot be written, which torch has no tensors for.
+    return torch.from_numpy(np.array(array))

@@ -28,7 +28,7 @@ from srp4ctr.contract.transforms import (
     Transforms,
 )
 from srp4ctr.contract.vocabulary import UNKNOWN, Codes, Texts, Vocabulary
-from srp4ctr.runtime.bundle import ItemTable
+from srp4ctr.runtime.items import Catalogue
 from srp4ctr_offline.columns import encode_frame, fit_features, numbers_of
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.prepared import SPLITS, Events, Ints, Prepared, Rows, Users
@@ -71,18 +71,18 @@ def prepare(config: RunConfig) -> Prepared:
         split=split,
         contexts=contexts,
     )
-    item_table = ItemTable(
-        ids=Vocabulary(source.items),
+    catalogue = Catalogue(
+        ids=source.items,
         codes=_encode(transforms, ITEM, items, ITEMS),
         prior=_prior(row_item[train], label[train], len(source.items)),
     )
     return Prepared(
         transforms=transforms,
-        items=item_table,
+        items=catalogue,
         events=_events(schema, transforms, source, timeline),
         rows=rows,
         users=Users(source.users, _encode(transforms, USER, users, USERS), train_events),
-        report=_report(config, source, rows, item_table),
+        report=_report(config, source, rows, catalogue),
     )
 
 
@@ -169,7 +169,7 @@ def _prior(row_item: NDArray[np.int32], label: NDArray[np.int8], items: int) -> 
     return smoothed(clicked, shown, float(label.mean())).astype(np.float32)
 
 
-def _report(config: RunConfig, source: Source, rows: Rows, items: ItemTable) -> dict[str, Any]:
+def _report(config: RunConfig, source: Source, rows: Rows, items: Catalogue) -> dict[str, Any]:
     tables = config.tables
     sha = hashlib.sha256()
     for name in (tables.events, tables.rows, tables.items, tables.users):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from srp4ctr.contract.errors import DataError
 from srp4ctr.contract.transforms import Transforms
 from srp4ctr.contract.vocabulary import PADDING, Codes, Texts
-from srp4ctr.runtime.bundle import ItemTable
+from srp4ctr.runtime.items import Catalogue
 
 SPLITS = TRAIN, VALID, TEST = ("train", "valid", "test")
 
@@ -77,7 +77,7 @@ class Prepared:
     """A prepared data set."""
 
     transforms: Transforms
-    items: ItemTable
+    items: Catalogue
     events: Events
     rows: Rows
     users: Users
@@ -142,4 +142,4 @@ class Prepared:
             for name, kind in (("events", Events), ("rows", Rows), ("users", Users))
         }
         report = json.loads((folder / "report.json").read_bytes())
-        return cls(Transforms.load(folder), ItemTable.load(folder / "items"), report=report, **parts)  # type: ignore[arg-type]
+        return cls(Transforms.load(folder), Catalogue.load(folder / "items"), report=report, **parts)  # type: ignore[arg-type]

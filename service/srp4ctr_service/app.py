@@ -4,15 +4,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import Lifespan
 
 from srp4ctr import __version__
 from srp4ctr.contract.keys import Keys
-from srp4ctr.runtime.redis_client import connect_async
+from srp4ctr.runtime.near_cache import NearCache
+from srp4ctr.runtime.redis_client import connect_async, read_pool
+from srp4ctr.runtime.state_reads import Limits, StateReads
 from srp4ctr.runtime.state_store import AsyncStateStore
 from srp4ctr_service import problems, routes
+from srp4ctr_service.compute import Compute
+from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.openapi import DocumentedApp
 from srp4ctr_service.parts import Parts
-from srp4ctr_service.request_scope import RequestMiddleware
+from srp4ctr_service.request_scope import RequestScope
 from srp4ctr_service.scoring import Scoring
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.states import StateReader
@@ -20,23 +25,48 @@ from srp4ctr_service.telemetry import Telemetry
 from srp4ctr_service.versions import Versions
 
 
-def create_app(settings: Settings, redis_url: str) -> FastAPI:
-    """The service's app for the Redis at `redis_url`; opens nothing before it is started."""
+def create_app(settings: Settings, redis_url: str) -> RequestScope:
+    """The service's app for the Redis at `redis_url`; opens nothing but the file of API keys before it is started.
+
+    Raises ConfigError where that has none.
+    """
     telemetry = Telemetry()
+    running: list[Parts] = []
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        keys = Keys(settings.namespace)
+        limits = Limits(
+            read_s=settings.redis_score_timeout_ms / 1000,
+            connect_s=settings.redis_connect_timeout_ms / 1000,
+            probe_every_s=settings.redis_probe_every_ms / 1000,
+        )
+        cache = NearCache(settings.near_cache_users, settings.near_cache_s)
+        reads = StateReads(read_pool(settings, redis_url), limits, cache)
+        telemetry.watch(reads)
         async with connect_async(settings, redis_url) as client:
-            store = AsyncStateStore(client, Keys(settings.namespace))
+            store = AsyncStateStore(client, keys)
             versions = Versions(settings, store, telemetry)
-            scoring = Scoring(settings, versions, StateReader(settings, store), telemetry)
+            states = StateReader(settings, reads, keys)
+            compute = Compute(settings.max_waiting_candidates)
+            scoring = Scoring(settings, versions, states, compute, telemetry)
             app.state.parts = Parts(settings, redis_url, telemetry, store, versions, scoring)
+            running.append(app.state.parts)
             try:
                 async with versions.followed():
                     yield
             finally:
-                scoring.close()
+                running.clear()
+                await reads.close()
 
+    app = document_app(lifespan)
+    problems.install(app, telemetry)
+    keys = None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file)
+    return RequestScope(app, telemetry, problems.answer, routes.shortcuts(lambda: running[0]), keys)
+
+
+def document_app(lifespan: Lifespan[FastAPI] | None = None) -> DocumentedApp:
+    """The framework's app: all paths and their document."""
     app = DocumentedApp(
         title="srp4ctr",
         version=__version__,
@@ -44,6 +74,4 @@ def create_app(settings: Settings, redis_url: str) -> FastAPI:
         lifespan=lifespan,
     )
     routes.install(app)
-    problems.install(app, telemetry)
-    app.add_middleware(RequestMiddleware, telemetry=telemetry, problem=problems.answer)
     return app

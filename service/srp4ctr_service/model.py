@@ -1,29 +1,46 @@
 """One model version, loaded for serving."""
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from srp4ctr.contract.errors import InvalidRequest
+from srp4ctr.contract.http_types import UserRequest
 from srp4ctr.contract.state import UserState
-from srp4ctr.contract.transforms import CONTEXT
-from srp4ctr.contract.vocabulary import Codes, to_texts
+from srp4ctr.contract.transforms import CONTEXT, ITEM, ITEM_ID, USER
+from srp4ctr.contract.vocabulary import Codes
 from srp4ctr.runtime.bundle import Bundle
-from srp4ctr.runtime.sessions import OnnxScorer
+from srp4ctr.runtime.items import Vectors
+from srp4ctr.runtime.sessions import OnnxItems, OnnxScorer
+
+Rows = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a request asks of one model about one user: C candidates, in that model's codes.
+
+    `context_codes` are [1 or C, Wc]. `own_items` has the vectors of items whose attributes the request gives, by id, and
+    `user_codes` those of the user's features that it gives, by column.
+    """
+
+    item_ids: list[str]
+    context_codes: Codes
+    own_items: Mapping[str, Vectors]
+    user_codes: Mapping[int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A bundle and its scorer. A request takes one of these and no other part of a model, so versions never mix."""
+    """A bundle and its graphs. A request takes one of these and no other part of a model, so versions never mix."""
 
     bundle: Bundle
     scorer: OnnxScorer
-    item_codes: Codes
-    prior: NDArray[np.float32]
+    items: OnnxItems
 
     @classmethod
     def load(cls, folder: Path, threads: int) -> Self:
@@ -32,10 +49,10 @@ class ServedModel:
         Raises BundleError.
         """
         bundle = Bundle.open(folder)
-        # Plain views of the memory-mapped arrays: numpy's memmap class makes every look-up slower.
-        items = bundle.items
-        model = cls(bundle, OnnxScorer(bundle, threads), np.asarray(items.codes), np.asarray(items.prior))
-        model.score(bundle.cold_state, np.zeros(1, np.int32), model.context_codes({}))
+        model = cls(bundle, OnnxScorer(bundle, threads), OnnxItems(bundle, threads))
+        model.score(
+            bundle.cold_state, model.question(UserRequest(user_id="0", item_ids=["0"])), np.zeros(1, np.int32)
+        )
         return model
 
     @property
@@ -43,35 +60,81 @@ class ServedModel:
         """The bundle's version."""
         return self.bundle.manifest.version
 
-    def context_codes(self, context: Mapping[str, Any]) -> Codes:
-        """Codes [Wc] of a request's context; raises InvalidRequest."""
-        return self.bundle.transforms.encode_values(CONTEXT, context, "context")
+    def question(self, request: UserRequest, at: str = "") -> Question:
+        """The request in this model's codes; raises InvalidRequest, whose fields begin with `at`."""
+        transforms = self.bundle.transforms
+        context = transforms.encode_values(CONTEXT, request.context, f"{at}context")[None]
+        if request.candidate_features:
+            context = self._each(request, context, at)
+        return Question(
+            request.item_ids,
+            context,
+            self._own_items(request, at) if request.items else {},
+            self._user_codes(request, at) if request.user_features else {},
+        )
 
-    def rows(self, item_ids: list[str]) -> NDArray[np.int32]:
+    def rows(self, question: Question) -> Rows:
         """Rows [C] of the item table; 0 where the catalogue lacks an item."""
-        return self.bundle.items.rows(to_texts(item_ids))
+        return self.bundle.items.rows(question.item_ids)
 
-    def score(self, state: UserState, rows: NDArray[np.int32], context_codes: Codes) -> NDArray[np.float32]:
-        """Click probabilities [C] of the items in `rows` [C]."""
-        return self.scorer(state, self.item_codes[rows], context_codes)
+    def unknown(self, question: Question, rows: Rows) -> NDArray[np.intp]:
+        """Places of items of which neither the catalogue nor the request knows anything."""
+        places = np.flatnonzero(rows == 0)
+        if question.own_items and len(places):
+            own = [question.item_ids[place] in question.own_items for place in places.tolist()]
+            places = places[~np.array(own)]
+        return places
 
+    def prior(self, rows: Rows) -> NDArray[np.float32]:
+        """The items' own click rates [C]."""
+        return self.bundle.items.prior[rows]
 
-@dataclass(frozen=True)
-class Run:
-    """What one run of the model gave, and its times in seconds, by stage."""
+    def score(self, state: UserState, question: Question, rows: Rows) -> NDArray[np.float32]:
+        """Click probabilities [C] of the question's candidates, which are in these rows [C]."""
+        vectors = self.bundle.items.vectors.take(rows, axis=0)
+        if question.own_items:
+            for place, item_id in enumerate(question.item_ids):
+                own = question.own_items.get(item_id)
+                if own is not None:
+                    vectors[place] = own
+        if question.user_codes:
+            codes = np.array(state.arrays["user_codes"], np.int32)
+            codes[list(question.user_codes)] = list(question.user_codes.values())
+            state = replace(state, arrays={**state.arrays, "user_codes": codes})
+        return self.scorer(state, vectors, question.context_codes)
 
-    scores: NDArray[np.float32]
-    rows: NDArray[np.int32]
-    seconds: dict[str, float]
+    def _each(self, request: UserRequest, context: Codes, at: str) -> Codes:
+        """Context codes [C, Wc], those that differ between candidates in place of the request's one."""
+        candidates = len(request.item_ids)
+        for name, values in request.candidate_features.items():
+            field = f"{at}candidate_features.{name}"
+            if len(values) != candidates:
+                raise InvalidRequest(field, f"has {len(values)} values for {candidates} item_ids")
+            if name in request.context:
+                raise InvalidRequest(field, "is in context, too; give it once")
+        codes = np.repeat(context, candidates, axis=0)
+        columns = self.bundle.transforms.encode_columns(
+            CONTEXT, request.candidate_features, f"{at}candidate_features"
+        )
+        for column, column_codes in columns.items():
+            codes[:, column] = column_codes
+        return codes
 
+    def _own_items(self, request: UserRequest, at: str) -> dict[str, Vectors]:
+        wanted = set(request.item_ids)
+        codes = []
+        for item_id, attributes in request.items.items():
+            field = f"{at}items.{item_id}"
+            if item_id not in wanted:
+                raise InvalidRequest(field, "is not among the item_ids")
+            if ITEM_ID in attributes:
+                raise InvalidRequest(f"{field}.{ITEM_ID}", "the item's id is its name here; leave it out")
+            codes.append(self.bundle.transforms.encode_values(ITEM, {**attributes, ITEM_ID: item_id}, field))
+        return dict(zip(request.items, self.items(np.stack(codes)), strict=True))
 
-def run(
-    model: ServedModel, state: UserState, item_ids: list[str], context_codes: Codes, handed_over: float
-) -> Run:
-    """Look up and score; made to be called in another thread, `handed_over` being when the loop let go."""
-    begun = time.perf_counter()
-    rows = model.rows(item_ids)
-    found = time.perf_counter()
-    scores = model.score(state, rows, context_codes)
-    done = time.perf_counter()
-    return Run(scores, rows, {"queue": begun - handed_over, "rows": found - begun, "model": done - found})
+    def _user_codes(self, request: UserRequest, at: str) -> dict[int, int]:
+        field = f"{at}user_features"
+        columns = self.bundle.transforms.encode_columns(
+            USER, {name: [value] for name, value in request.user_features.items()}, field
+        )
+        return {column: int(codes[0]) for column, codes in columns.items()}

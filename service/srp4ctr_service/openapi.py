@@ -1,31 +1,26 @@
 """The OpenAPI document. `python -m srp4ctr_service.openapi` prints it, for docs/openapi.json."""
 
 import json
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
-from starlette.requests import Request
-from starlette.responses import Response
 
-from srp4ctr.contract.http_types import ModelInfo, Problem, Readiness, ScoreRequest, ScoreResponse
+from srp4ctr.contract.http_types import (
+    BatchRequest,
+    BatchResponse,
+    ModelInfo,
+    Problem,
+    RankRequest,
+    RankResponse,
+    Readiness,
+    ScoreRequest,
+    ScoreResponse,
+)
 from srp4ctr_service.problems import BY_ERROR, INTERNAL, MEDIA_TYPE
 
 _REFERENCE = "#/components/schemas/{model}"
-
-
-class PlainRoute(APIRoute):
-    """A documented route whose endpoint is called as it is, without FastAPI's injection and validation.
-
-    The endpoint takes the Request and returns a Response; its schemas are given as `responses` and `openapi_extra`.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The endpoint itself."""
-        return self.endpoint
 
 
 class DocumentedApp(FastAPI):
@@ -36,7 +31,11 @@ class DocumentedApp(FastAPI):
         document = super().openapi()
         models: tuple[tuple[type[BaseModel], JsonSchemaMode], ...] = (
             (ScoreRequest, "validation"),
+            (RankRequest, "validation"),
+            (BatchRequest, "validation"),
             (ScoreResponse, "serialization"),
+            (RankResponse, "serialization"),
+            (BatchResponse, "serialization"),
             (ModelInfo, "serialization"),
             (Readiness, "serialization"),
             (Problem, "serialization"),
@@ -62,27 +61,26 @@ def answers(
     return responses
 
 
-SCORE_REQUEST = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": _REFERENCE.format(model=ScoreRequest.__name__)},
-                "example": {"user_id": "196", "item_ids": ["242", "302", "377"], "deadline_ms": 100},
-            }
-        },
-    }
+_EXAMPLE = {"user_id": "196", "item_ids": ["242", "302", "377"]}
+_EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
+    ScoreRequest: {**_EXAMPLE, "deadline_ms": 100},
+    RankRequest: {**_EXAMPLE, "top_k": 2},
+    BatchRequest: {"requests": [_EXAMPLE, {**_EXAMPLE, "user_id": "186"}]},
 }
-"""What POST /score takes, with an example that every model can score."""
+
+
+def takes(model: type[BaseModel]) -> dict[str, Any]:
+    """The body of a path, with an example that every model can score."""
+    schema = {"$ref": _REFERENCE.format(model=model.__name__)}
+    content = {"application/json": {"schema": schema, "example": _EXAMPLES[model]}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def main() -> None:
     """Print the document of an app with default settings."""
-    from srp4ctr_service.app import create_app
-    from srp4ctr_service.settings import Settings
+    from srp4ctr_service.app import document_app
 
-    app = create_app(Settings(), "redis://localhost")
-    print(json.dumps(app.openapi(), indent=1, sort_keys=True))
+    print(json.dumps(document_app().openapi(), indent=1, sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem+json: the one place where an exception becomes an HTTP answer."""
 
+import math
 from typing import NamedTuple
 
 import orjson
@@ -12,9 +13,12 @@ from starlette.responses import Response
 from srp4ctr.contract.errors import (
     BodyTimeout,
     BodyTooLarge,
+    DeadlineMissed,
     InvalidRequest,
     MalformedBody,
     NoActiveModel,
+    NotAuthorized,
+    Overloaded,
 )
 from srp4ctr.contract.http_types import FieldError, Problem
 from srp4ctr_service.request_scope import RequestInfo
@@ -46,6 +50,9 @@ BY_ERROR: tuple[tuple[type[Exception], Kind], ...] = (
     (BodyTooLarge, Kind("body-too-large", 413, "The body is too large")),
     (BodyTimeout, Kind("body-timeout", 408, "The body did not arrive in time")),
     (InvalidRequest, Kind("invalid-request", 422, "The request does not fit the interface or the model")),
+    (NotAuthorized, Kind("not-authorized", 401, "The request has no valid API key")),
+    (Overloaded, Kind("overloaded", 503, "The service has more to do than it can")),
+    (DeadlineMissed, Kind("deadline-missed", 504, "The deadline passed before there was any answer")),
     (NoActiveModel, Kind("no-active-model", 503, "There is no model to score with, yet")),
     (ClientDisconnect, Kind("client-gone", 400, "The client left before its body had arrived")),
 )
@@ -66,6 +73,11 @@ def answer(error: Exception, info: RequestInfo, telemetry: Telemetry) -> Respons
         log.error("unforeseen_error", request_id=info.request_id, exc_info=error)
     if isinstance(error, NoActiveModel):
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if isinstance(error, NotAuthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Overloaded):
+        # The header counts in whole seconds.
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     info.notes["problem"] = kind.name
     telemetry.count_problem(kind.name)
     return Response(orjson.dumps(problem.model_dump()), kind.status, headers, media_type=MEDIA_TYPE)

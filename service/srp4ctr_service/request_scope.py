@@ -1,9 +1,10 @@
 """What surrounds every request: an id, one log line, one count, and an answer even for what nobody foresaw."""
 
+import itertools
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -12,12 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from srp4ctr_service.keys import ApiKeys
+from srp4ctr_service.routing import RAISED
 from srp4ctr_service.telemetry import Telemetry
 
 log = structlog.get_logger()
 
 HEADER = b"x-request-id"
 _SANE = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_PROCESS = secrets.token_hex(4)
+_NUMBERS = itertools.count()
 _SCOPE_KEY = "srp4ctr.request"
 
 
@@ -36,18 +41,30 @@ class RequestInfo:
         return info
 
 
-class RequestMiddleware:
-    """Plain ASGI, because starlette's BaseHTTPMiddleware costs a task and two queues a request."""
+Shortcut = Callable[[Scope, Receive, RequestInfo], Awaitable[bytes]]
+"""Gives the JSON that answers a POST request of one path."""
+
+
+class RequestScope:
+    """The outermost ASGI app.
+
+    Requests of `shortcuts`, by path, do not pass through the framework, whose layers cost as much CPU as all else
+    around the model; the framework's app has the same paths for its document, and answers all other requests.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         telemetry: Telemetry,
         problem: Callable[[Exception, RequestInfo, Telemetry], Response],
+        shortcuts: Mapping[str, Shortcut],
+        keys: ApiKeys | None,
     ) -> None:
         self._app = app
         self._telemetry = telemetry
         self._problem = problem
+        self._shortcuts = shortcuts
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP passes through."""
@@ -56,28 +73,42 @@ class RequestMiddleware:
             return
         info = RequestInfo(_request_id(scope), time.perf_counter())
         scope[_SCOPE_KEY] = info
+        request_id = (HEADER, info.request_id.encode())
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (HEADER, info.request_id.encode())]
+                message["headers"] = [*message["headers"], request_id]
             await send(message)
 
+        shortcut = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
         try:
-            await self._app(scope, receive, send_with_id)
+            if self._keys is not None:
+                self._keys.check(scope)
+            if shortcut is None:
+                await self._app(scope, receive, send_with_id)
+                if RAISED in scope:
+                    raise scope[RAISED]
+            else:
+                body = await shortcut(scope, receive, info)
+                status = 200
+                length = (b"content-length", str(len(body)).encode())
+                headers = [(b"content-type", b"application/json"), length, request_id]
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
         except Exception as error:
             if status:
                 # The answer has begun, so all that is left is to let the server cut it off.
                 raise
             await self._problem(error, info, self._telemetry)(scope, receive, send_with_id)
         finally:
-            self._record(scope, info, status)
+            # The template and not the path, which is the client's own text.
+            known = scope["path"] if shortcut else getattr(scope.get("route"), "path", "unmatched")
+            self._record(scope, known, info, status)
 
-    def _record(self, scope: Scope, info: RequestInfo, status: int) -> None:
-        # The template and not the path, which is the client's own text.
-        route = getattr(scope.get("route"), "path", "unmatched")
+    def _record(self, scope: Scope, route: str, info: RequestInfo, status: int) -> None:
         self._telemetry.count_request(route, status)
         log.info(
             "request",
@@ -95,4 +126,4 @@ def _request_id(scope: Scope) -> str:
         if name == HEADER and _SANE.fullmatch(value):
             text: str = value.decode()
             return text
-    return secrets.token_hex(8)
+    return f"{_PROCESS}{next(_NUMBERS):08x}"

@@ -1,40 +1,79 @@
 """The HTTP paths."""
 
+from collections.abc import Callable
+
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from srp4ctr.contract.errors import NoActiveModel, StoreUnavailable
 from srp4ctr.contract.http_types import (
     MAX_ID_LENGTH,
+    MAX_USERS,
+    BatchRequest,
+    BatchResponse,
     ContextFeature,
     Dependency,
     Limits,
     ModelInfo,
+    RankRequest,
+    RankResponse,
     Readiness,
+    ScoreRequest,
     ScoreResponse,
 )
 from srp4ctr.contract.transforms import CONTEXT
 from srp4ctr.runtime.redis_client import shown
-from srp4ctr_service.bodies import parse_score_request, read_body
-from srp4ctr_service.openapi import SCORE_REQUEST, PlainRoute, answers
+from srp4ctr_service.bodies import parse, read_body
+from srp4ctr_service.openapi import answers, takes
 from srp4ctr_service.parts import Parts
-from srp4ctr_service.request_scope import RequestInfo
+from srp4ctr_service.request_scope import RequestInfo, Shortcut
+from srp4ctr_service.routing import PlainRoute
 
+_SHORTCUT = "the request scope answers POST requests of this path itself"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def score(request: Request) -> Response:
+async def score(request: Request) -> Response:  # noqa: ARG001 -- it is there for the document
     """Score candidates for one user: calibrated click probabilities, aligned with `item_ids`.
 
-    Unknown users and items are scored, and flagged. While Redis is away, users are scored as cold ones, and
-    `degraded` says so.
+    Unknown users and items are scored, and flagged. While Redis is away, users are scored by what was last known of
+    them, or as cold ones, and `degraded` says so.
     """
-    parts = Parts.of(request)
-    body = await read_body(request, parts.settings)
-    parsed = parse_score_request(body, parts.settings.max_candidates)
-    return _json(await parts.scoring.answer(parsed, RequestInfo.of(request)))
+    raise AssertionError(_SHORTCUT)
+
+
+async def rank(request: Request) -> Response:  # noqa: ARG001
+    """Score candidates for one user, and give the best of them, the likeliest click first."""
+    raise AssertionError(_SHORTCUT)
+
+
+async def batch(request: Request) -> Response:  # noqa: ARG001
+    """Score candidates for several users, all by one model version."""
+    raise AssertionError(_SHORTCUT)
+
+
+def shortcuts(parts: Callable[[], Parts]) -> dict[str, Shortcut]:
+    """What answers the paths that are asked for most, by path, from the parts of the running app."""
+
+    async def score(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
+        of = parts()
+        body = await read_body(scope, receive, of.settings)
+        return await of.scoring.score(parse(ScoreRequest, body, of.settings), info)
+
+    async def rank(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
+        of = parts()
+        body = await read_body(scope, receive, of.settings)
+        return await of.scoring.rank(parse(RankRequest, body, of.settings), info)
+
+    async def batch(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
+        of = parts()
+        body = await read_body(scope, receive, of.settings)
+        return await of.scoring.batch(parse(BatchRequest, body, of.settings), info)
+
+    return {"/score": score, "/rank": rank, "/score/batch": batch}
 
 
 async def model(request: Request) -> Response:
@@ -57,6 +96,8 @@ async def model(request: Request) -> Response:
         ],
         limits=Limits(
             max_candidates=parts.settings.max_candidates,
+            max_batch_users=MAX_USERS,
+            max_batch_candidates=parts.settings.max_batch_candidates,
             max_body_bytes=parts.settings.max_body_bytes,
             max_id_length=MAX_ID_LENGTH,
             default_deadline_ms=parts.settings.deadline_ms,
@@ -101,10 +142,16 @@ def install(app: FastAPI) -> None:
     """Add all paths to the app."""
     app.router.route_class = PlainRoute
     add = app.router.add_api_route
-    scored = answers(ScoreResponse, problems=(400, 408, 413, 422, 500, 503))
+    problems = (400, 408, 413, 422, 500, 503, 504)
     ready = answers(Readiness)
     ready[503] = ready[200] | {"description": "Not ready"}
-    add("/score", score, methods=["POST"], responses=scored, openapi_extra=SCORE_REQUEST)
+    for path, endpoint, taken, given in (
+        ("/score", score, ScoreRequest, ScoreResponse),
+        ("/rank", rank, RankRequest, RankResponse),
+        ("/score/batch", batch, BatchRequest, BatchResponse),
+    ):
+        responses = answers(given, problems=problems)
+        add(path, endpoint, methods=["POST"], responses=responses, openapi_extra=takes(taken))
     add("/model", model, methods=["GET"], responses=answers(ModelInfo, problems=(503,)))
     add("/livez", livez, methods=["GET"])
     add("/readyz", readyz, methods=["GET"], responses=ready)

@@ -1,135 +1,162 @@
-"""From a parsed request to the bytes of its answer."""
+"""From a parsed request to its answer."""
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from srp4ctr.contract.http_types import Degradation, ScoreRequest, Tier
+from srp4ctr.contract.errors import DeadlineMissed
+from srp4ctr.contract.http_types import BatchRequest, Degradation, RankRequest, ScoreRequest, Timed
 from srp4ctr.contract.state import UserState
-from srp4ctr.contract.vocabulary import Codes
-from srp4ctr_service.model import Run, ServedModel, run
+from srp4ctr_service.answers import Answer, written
+from srp4ctr_service.compute import Compute
+from srp4ctr_service.model import Question, Rows, ServedModel
 from srp4ctr_service.request_scope import RequestInfo
 from srp4ctr_service.settings import Settings
-from srp4ctr_service.states import StateReader, StateView
+from srp4ctr_service.states import StateReader
 from srp4ctr_service.telemetry import Telemetry
 from srp4ctr_service.versions import Versions
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Scores [C], the places of candidates that the catalogue lacks, and how the scores came about."""
+class Run:
+    """What one run of the model gave, and its times in seconds, by stage."""
 
-    version: str
     scores: NDArray[np.float32]
-    unknown_items: NDArray[np.intp]
-    view: StateView
-    tier: Tier
-    degraded: list[Degradation]
+    rows: Rows
+    seconds: dict[str, float]
 
-    def body(self, request_id: str) -> bytes:
-        """The ScoreResponse as JSON, without a Python object per candidate."""
-        return orjson.dumps(
-            {
-                "request_id": request_id,
-                "model_version": self.version,
-                "scores": self.scores,
-                "user_state": {
-                    "status": self.view.status,
-                    "age_ms": self.view.age_ms,
-                    "events_behind": None,
-                },
-                "tier": self.tier,
-                "degraded": self.degraded,
-                "unknown_items": self.unknown_items,
-            },
-            option=orjson.OPT_SERIALIZE_NUMPY,
-        )
+
+@dataclass(frozen=True)
+class Turn:
+    """One request's share of the service: what every user of it has in common."""
+
+    model: ServedModel
+    info: RequestInfo
+    parsed: float
+    deadline: float
+    crowded: bool
 
 
 class Scoring:
-    """The path of POST /score; keeps nothing between requests.
+    """The path of POST /score, /rank and /score/batch; keeps nothing between requests.
 
-    The model runs in one thread beside the event loop: runs queue there, so that the loop goes on answering Redis
-    and health checks, and no request misses its limits only because another one computes.
+    Each method gives the answer's JSON and raises NoActiveModel, Overloaded, DeadlineMissed, and InvalidRequest where the
+    request does not fit the model.
     """
 
     def __init__(
-        self, settings: Settings, versions: Versions, states: StateReader, telemetry: Telemetry
+        self,
+        settings: Settings,
+        versions: Versions,
+        states: StateReader,
+        compute: Compute,
+        telemetry: Telemetry,
     ) -> None:
         self._settings = settings
         self._versions = versions
         self._states = states
+        self._compute = compute
         self._telemetry = telemetry
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
-    def close(self) -> None:
-        """Wait for the run in progress, and drop those that queue."""
-        self._executor.shutdown(cancel_futures=True)
-
-    async def answer(self, request: ScoreRequest, info: RequestInfo) -> bytes:
-        """The answer's JSON; raises NoActiveModel, and InvalidRequest where the context does not fit the model."""
+    async def score(self, request: ScoreRequest, info: RequestInfo) -> bytes:
+        """The answer to POST /score."""
         model = self._versions.current()
-        context_codes = model.context_codes(request.context)
+        question = model.question(request)
+        turn = self._turn(model, request, info)
+        with self._compute.admit(len(question.item_ids), 1):
+            answer = await self._answer(turn, request.user_id, question)
+        return self._end(turn, [answer], answer.how() | {"scores": answer.scores})
+
+    async def rank(self, request: RankRequest, info: RequestInfo) -> bytes:
+        """The answer to POST /rank."""
+        model = self._versions.current()
+        question = model.question(request)
+        turn = self._turn(model, request, info)
+        with self._compute.admit(len(question.item_ids), 1):
+            answer = await self._answer(turn, request.user_id, question)
+        return self._end(turn, [answer], answer.how() | answer.best(request.top_k))
+
+    async def batch(self, request: BatchRequest, info: RequestInfo) -> bytes:
+        """The answer to POST /score/batch."""
+        model = self._versions.current()
+        questions = [
+            (one.user_id, model.question(one, f"requests[{place}]."))
+            for place, one in enumerate(request.requests)
+        ]
+        turn = self._turn(model, request, info)
+        candidates = sum(len(question.item_ids) for _, question in questions)
+        with self._compute.admit(candidates, len(questions)):
+            answers = await asyncio.gather(*(self._answer(turn, *one) for one in questions))
+        return self._end(turn, answers, {"answers": [one.how() | {"scores": one.scores} for one in answers]})
+
+    def _turn(self, model: ServedModel, request: Timed, info: RequestInfo) -> Turn:
         parsed = time.perf_counter()
         deadline = info.started + (request.deadline_ms or self._settings.deadline_ms) / 1000
-        view = await self._states.read(model, request.user_id, deadline - parsed)
-        read = time.perf_counter()
-        seconds = {"parse": parsed - info.started, "state": read - parsed}
+        # What waits for the model now is done before this request is.
+        crowded = parsed < deadline < parsed + self._compute.wait_s
+        self._telemetry.observe_stages({"parse": parsed - info.started})
+        return Turn(model, info, parsed, deadline, crowded)
 
-        degraded = [] if view.degraded is None else [view.degraded]
-        done = await self._run(model, view.state, request.item_ids, context_codes, deadline)
-        if done is None:
-            tier: Tier = "prior"
-            rows = model.rows(request.item_ids)
-            scores = model.prior[rows]
-            if "deadline" not in degraded:
-                degraded.append("deadline")
-        else:
-            tier, rows, scores = "full", done.rows, done.scores
-            seconds |= done.seconds
+    async def _answer(self, turn: Turn, user_id: str, question: Question) -> Answer:
+        model, deadline = turn.model, turn.deadline
+        view = await self._states.read(model, user_id, deadline - turn.parsed)
+        read = time.perf_counter()
+        self._telemetry.observe_stages({"state": read - turn.parsed})
+        degraded: list[Degradation] = [] if view.degraded is None else [view.degraded]
+        done = None
+        if not turn.crowded:
+            candidates = len(question.item_ids)
+            done = await self._compute.run(
+                candidates, deadline, lambda: run(model, view.state, question, read)
+            )
+        if done is not None:
+            self._telemetry.observe_stages(done.seconds)
+            unknown = model.unknown(question, done.rows)
+            return Answer(question.item_ids, done.scores, unknown, view, "full", degraded)
+        late: Degradation = "overload" if turn.crowded else "deadline"
+        if late not in degraded:
+            degraded.append(late)
+        late_s = time.perf_counter() - deadline
+        if late_s > self._settings.deadline_grace_ms / 1000:
+            raise DeadlineMissed(f"the deadline passed {1000 * late_s:.1f} ms before there was any answer")
+        rows = model.rows(question)
+        unknown = model.unknown(question, rows)
+        return Answer(question.item_ids, model.prior(rows), unknown, view, "prior", degraded)
+
+    def _end(self, turn: Turn, answers: Sequence[Answer], content: dict[str, object]) -> bytes:
         scored = time.perf_counter()
-        answer = Answer(model.version, scores, np.flatnonzero(rows == 0), view, tier, degraded)
-        body = answer.body(info.request_id)
+        body = written(turn.info.request_id, turn.model.version, content)
         now = time.perf_counter()
-        self._telemetry.observe_stages(seconds | {"answer": now - scored, "total": now - info.started})
-        self._record(answer, info)
+        self._telemetry.observe_stages({"answer": now - scored, "total": now - turn.info.started})
+        telemetry, notes = self._telemetry, turn.info.notes
+        for answer in answers:
+            telemetry.candidates.observe(len(answer.scores))
+            telemetry.unknown_items.inc(len(answer.unknown_items))
+            telemetry.states[answer.view.status].inc()
+            telemetry.tiers[answer.tier].inc()
+            for reason in answer.degraded:
+                telemetry.degraded[reason].inc()
+        notes["version"] = turn.model.version
+        notes["candidates"] = sum(len(answer.scores) for answer in answers)
+        notes["unknown_items"] = sum(len(answer.unknown_items) for answer in answers)
+        if len(answers) == 1:
+            (answer,) = answers
+            notes |= {"state": answer.view.status, "tier": answer.tier, "degraded": answer.degraded}
+        else:
+            notes["users"] = len(answers)
+            notes["degraded"] = sorted({reason for answer in answers for reason in answer.degraded})
         return body
 
-    async def _run(
-        self, model: ServedModel, state: UserState, item_ids: list[str], context_codes: Codes, deadline: float
-    ) -> Run | None:
-        """What the model gives; None where that is not there by the deadline."""
-        now = time.perf_counter()
-        if now >= deadline:
-            return None
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(deadline - now):
-                return await loop.run_in_executor(
-                    self._executor, run, model, state, item_ids, context_codes, now
-                )
-        except TimeoutError:
-            return None
 
-    def _record(self, answer: Answer, info: RequestInfo) -> None:
-        candidates, unknown = len(answer.scores), len(answer.unknown_items)
-        telemetry = self._telemetry
-        telemetry.candidates.observe(candidates)
-        telemetry.unknown_items.inc(unknown)
-        telemetry.states[answer.view.status].inc()
-        telemetry.tiers[answer.tier].inc()
-        for reason in answer.degraded:
-            telemetry.degraded[reason].inc()
-        info.notes |= {
-            "version": answer.version,
-            "candidates": candidates,
-            "unknown_items": unknown,
-            "state": answer.view.status,
-            "tier": answer.tier,
-            "degraded": answer.degraded,
-        }
+def run(model: ServedModel, state: UserState, question: Question, handed_over: float) -> Run:
+    """Look up and score; `handed_over` is when the request began to wait for it."""
+    begun = time.perf_counter()
+    rows = model.rows(question)
+    found = time.perf_counter()
+    scores = model.score(state, question, rows)
+    done = time.perf_counter()
+    return Run(scores, rows, {"queue": begun - handed_over, "rows": found - begun, "model": done - found})

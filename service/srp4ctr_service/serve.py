@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.local_redis import LocalRedis
@@ -81,7 +81,7 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-def make_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+def make_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
     """A uvicorn server for the app; request lines are logged by the app itself."""
     config = uvicorn.Config(
         app,
@@ -91,6 +91,8 @@ def make_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
         lifespan="on",
         log_config=None,
         access_log=False,
+        # Nothing here asks who the client is.
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=settings.graceful_stop_s,
     )

@@ -1,5 +1,6 @@
 """Everything about the service that an operator may change."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -17,8 +18,16 @@ class Settings(StoreSettings):
         default="info", description="least level of log lines; info has one line a request"
     )
 
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="file with one API key a line, at least 16 characters each. Every request but health checks must "
+        "then have one of them as `Authorization: Bearer KEY`. Unset: nobody is asked for a key",
+    )
     max_candidates: int = Field(
         default=2000, ge=1, le=MAX_CANDIDATES, description="most item_ids that a request may have"
+    )
+    max_batch_candidates: int = Field(
+        default=20_000, ge=1, description="most item_ids that all users of a batch may have together"
     )
     max_body_bytes: int = Field(default=1 << 20, gt=0, description="largest body taken, bytes")
     body_timeout_ms: int = Field(default=5000, gt=0, description="limit for a body to arrive, milliseconds")
@@ -26,6 +35,25 @@ class Settings(StoreSettings):
         default=500, gt=0, description="time for the whole answer where the request gives none, milliseconds"
     )
 
+    deadline_grace_ms: float = Field(
+        default=100,
+        ge=0,
+        description="an answer that is late by more is a 504, since nobody waits for it any more; milliseconds",
+    )
+    max_waiting_candidates: int = Field(
+        default=20_000,
+        gt=0,
+        description="candidates of all requests that may wait for the model; more are refused with 503 at once",
+    )
+
+    near_cache_users: int = Field(
+        default=5000,
+        ge=0,
+        description="user states kept in each process, as long as Redis does not say that they have changed",
+    )
+    near_cache_s: float = Field(
+        default=300, gt=0, description="longest time that a state is kept without asking Redis, seconds"
+    )
     redis_score_timeout_ms: int = Field(
         default=25,
         gt=0,

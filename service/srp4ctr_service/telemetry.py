@@ -6,6 +6,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from srp4ctr.contract.http_types import Degradation, StateStatus, Tier
+from srp4ctr.runtime.state_reads import StateReads
 
 STAGES = ("parse", "state", "queue", "rows", "model", "answer", "total")
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -57,6 +58,16 @@ class Telemetry:
         self._version = Gauge(
             "srp4ctr_model_info", "1 for the version served", ["version"], registry=registry
         )
+
+    def watch(self, reads: StateReads) -> None:
+        """Show how many reads of user states the near cache answered."""
+        for name, value in (("hits", lambda: reads.hits), ("misses", lambda: reads.misses)):
+            gauge = Gauge(
+                f"srp4ctr_near_cache_{name}",
+                f"{name.capitalize()} of the near cache since the start",
+                registry=self.registry,
+            )
+            gauge.set_function(value)
 
     def observe_stages(self, seconds: Mapping[str, float]) -> None:
         """Count the time that each stage took, in seconds."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import re
 import time
 from collections.abc import AsyncIterator
@@ -90,6 +91,8 @@ class Versions:
             self._telemetry.version_loads["failed"].inc()
             return
         self._model = model
+        # What is loaded now stays: the garbage collector need not look through it again and again.
+        gc.freeze()
         self._refused = None
         self.trouble = None
         self._telemetry.serve_version(model.version)

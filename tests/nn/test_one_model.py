@@ -61,6 +61,11 @@ def history(run, user: int, end: int | None = None):
     return torch.from_numpy(items), torch.from_numpy(behaviours), torch.from_numpy(codes)
 
 
+def vectors_of(run, rows) -> np.ndarray:
+    """Item vectors [C, V] of item table rows."""
+    return run.bundle.items.vectors[np.asarray(rows)]
+
+
 def codes_of(run, rows) -> torch.Tensor:
     """Item codes [1, C, W] of item table rows."""
     return torch.from_numpy(run.prepared.items.codes[np.asarray(rows)][None].copy())
@@ -120,16 +125,16 @@ def test_folded_equals_unfolded(run, model, user, rows, hour) -> None:
 def test_candidates_permuted_split_and_merged(run, model, scorer, user, rows, hour, random) -> None:
     """A candidate's score in ONNX Runtime does not depend on the others, on their order or on their number."""
     state = user_state(model, run, user)
-    context = context_of(run, hour)[0, 0].numpy()
-    codes = run.prepared.items.codes[rows]
-    whole = scorer(state, codes, context)
+    context = context_of(run, hour)[0].numpy()
+    vectors = vectors_of(run, rows)
+    whole = scorer(state, vectors, context)
     order = list(range(len(rows)))
     random.shuffle(order)
-    np.testing.assert_allclose(scorer(state, codes[order], context), whole[order], atol=ROUNDING)
+    np.testing.assert_allclose(scorer(state, vectors[order], context), whole[order], atol=ROUNDING)
     cut = random.randint(0, len(rows))
-    parts = [scorer(state, part, context) for part in (codes[:cut], codes[cut:]) if len(part)]
+    parts = [scorer(state, part, context) for part in (vectors[:cut], vectors[cut:]) if len(part)]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=ROUNDING)
-    more = np.concatenate([codes, run.prepared.items.codes[: random.randint(1, 90)]])
+    more = np.concatenate([vectors, vectors_of(run, range(random.randint(1, 90)))])
     np.testing.assert_allclose(scorer(state, more, context)[: len(rows)], whole, atol=ROUNDING)
     np.testing.assert_allclose(whole, folded(model, run, user, rows, context_of(run, hour)), atol=ROUNDING)
 
@@ -149,7 +154,7 @@ def test_a_state_goes_through_its_bytes(run, model, scorer, dtype, user, rows, h
         for name, array in state.arrays.items():
             np.testing.assert_array_equal(back.arrays[name], array)
     context = context_of(run, hour)
-    scores = scorer(back, run.prepared.items.codes[rows], context[0, 0].numpy())
+    scores = scorer(back, vectors_of(run, rows), context[0].numpy())
     wanted = folded(model, run, user, rows, context)
     np.testing.assert_allclose(scores, wanted, atol=STORED[dtype])
 
@@ -243,7 +248,7 @@ def test_states_from_redis_score_as_torch_does(run, model, scorer, published) ->
         assert_stored(state, user_state(model, run, user), dtype)
         assert abs(now - state.created_at_ms) < 600_000
         context = context_of(run, user % 24 + 2)
-        scores = scorer(state, run.prepared.items.codes[rows], context[0, 0].numpy())
+        scores = scorer(state, vectors_of(run, rows), context[0].numpy())
         wanted = folded(model, run, user, rows, context)
         np.testing.assert_allclose(scores, wanted, atol=STORED[dtype])
 
@@ -255,8 +260,8 @@ def test_exported_cold_state_is_the_models(run, model, scorer) -> None:
     with torch.no_grad():
         state = model.encode_user(items, behaviours, torch.ones_like(codes))
         wanted = model.calibrate(model.score(state, codes_of(run, rows), context_of(run, 3)))[0].numpy()
-    context = context_of(run, 3)[0, 0].numpy()
-    got = scorer(run.bundle.cold_state, run.prepared.items.codes[rows], context)
+    context = context_of(run, 3)[0].numpy()
+    got = scorer(run.bundle.cold_state, vectors_of(run, rows), context)
     np.testing.assert_allclose(got, wanted, atol=STORED[run.bundle.manifest.state.arrays[0].dtype])
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from srp4ctr.contract.manifest import ENCODER, SCORER
-from srp4ctr.nn.export import EncoderGraph, ScorerGraph, export_graph
+from srp4ctr.contract.manifest import ENCODER, ITEM, SCORER
+from srp4ctr.nn.export import EncoderGraph, ItemGraph, ScorerGraph, export_graph
+from srp4ctr.nn.folded import ItemVectors, UserScorer
 from srp4ctr.nn.model import ModelConfig, Srp4Ctr
 from srp4ctr_offline.parity import CANDIDATES, LENGTHS, TOLERANCE, USERS, compare
 
@@ -81,6 +82,22 @@ def test_folded_equals_unfolded(tiny, model) -> None:
         with torch.no_grad():
             alone = model(*history, *one).numpy()
         np.testing.assert_allclose(alone, whole[:, place : place + 1], atol=ROUNDING)
+
+
+@torch.no_grad()
+def test_served_as_trained(tiny, model) -> None:
+    """What is served, with items computed before and the user once, gives what training computes for every candidate."""
+    history, asked = batch(tiny), candidates(tiny, len(SIX))
+    contexts = asked[1][:, :1]
+    whole = scores(model, history, [asked[0], contexts])
+    vectors = ItemVectors(model)(asked[0][0])
+    arrays = {name: array.numpy() for name, array in model.encode_user(*history).items()}
+    ends = (history[0][..., 0] != 0).sum(1).tolist()
+    for user in SIX:
+        found = model.state_layout.of_user(arrays, user, ends[user]).arrays
+        state = {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
+        one = UserScorer(model)(state, vectors, contexts[user])
+        np.testing.assert_allclose(one.numpy(), whole[user], atol=ROUNDING)
 
 
 def test_a_state_is_its_users_own(tiny, model) -> None:
@@ -181,12 +198,11 @@ def test_the_mean_state_is_the_mean(tiny) -> None:
 def test_onnx_computes_the_same(tiny, tmp_path, options) -> None:
     """Exported graphs of what no trained run of these tests has compute what torch computes, at all shapes."""
     model = fresh(tiny, **options)
-    encoder, scorer = EncoderGraph(model), ScorerGraph(model)
-    export_graph(encoder, tmp_path / ENCODER)
-    export_graph(scorer, tmp_path / SCORER)
-    parity = compare(tiny.prepared, encoder, scorer, tmp_path)
-    assert max(parity.encoder_max_abs, parity.scorer_max_abs) <= TOLERANCE
-    assert parity.shapes_compared == len(USERS) * (len(LENGTHS) + 1) * (1 + len(CANDIDATES))
+    for name, graph in ((ENCODER, EncoderGraph), (ITEM, ItemGraph), (SCORER, ScorerGraph)):
+        export_graph(graph(model), tmp_path / name)
+    parity = compare(tiny.prepared, model, tmp_path)
+    assert max(parity.encoder_max_abs, parity.item_max_abs, parity.scorer_max_abs) <= TOLERANCE
+    assert parity.shapes_compared == len(USERS) * (len(LENGTHS) + 1) * (1 + 2 * len(CANDIDATES))
 
 
 def test_recent_events_without_behaviours(tiny) -> None:
@@ -206,15 +222,13 @@ def test_recent_events_without_behaviours(tiny) -> None:
         computed = dict(
             zip([one.name for one in encoder.spec.outputs], encoder(*given.values()), strict=True)
         )
-        offered = {
-            **computed,
-            "user_codes": users,
-            "item_codes": asked[0],
-            "context_codes": asked[1][:, 0],
-        }
-        found = scorer(*(offered[one.name] for one in scorer.spec.inputs))[0]
         wanted = model.calibrate(model(*history, asked[0], asked[1][:, :1]))
-    torch.testing.assert_close(found, wanted, atol=ROUNDING, rtol=0)
+        for user in SIX:
+            offered = {name: array[user] for name, array in (computed | {"user_codes": users}).items()}
+            offered["item_vectors"] = ItemGraph(model)(asked[0][user])[0]
+            offered["context_codes"] = asked[1][user, :1]
+            found = scorer(*(offered[one.name] for one in scorer.spec.inputs))[0]
+            torch.testing.assert_close(found, wanted[user], atol=ROUNDING, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from srp4ctr.contract.errors import (
 )
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.vocabulary import Vocabulary
-from srp4ctr.nn.export import EncoderGraph, ScorerGraph, export_graph
-from srp4ctr.runtime.bundle import Bundle, ItemTable, find_bundle
+from srp4ctr.runtime.bundle import Bundle, find_bundle
+from srp4ctr.runtime.items import Catalogue
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.sessions import OnnxScorer
 from srp4ctr.runtime.settings import StoreSettings
@@ -151,14 +152,19 @@ def test_bundle_is_sealed(tiny, tmp_path) -> None:
 def test_export_refuses_a_graph_that_computes_something_else(tiny, tmp_path) -> None:
     """Graphs of other weights than the model's are noticed before a bundle is made of them."""
     model = load_model(tiny.run / "finetune", "finetune", tiny.config, tiny.prepared)
-    encoder, scorer = EncoderGraph(model), ScorerGraph(model)
-    export_graph(encoder, tmp_path / "encoder.onnx")
-    export_graph(scorer, tmp_path / "scorer.onnx")
-    assert compare(tiny.prepared, encoder, scorer, tmp_path).scorer_max_abs < 2e-5
-    with torch.no_grad():
-        model.tower[0].weight.mul_(1.05)
-    with pytest.raises(ExportMismatch, match="probability differs from torch"):
-        compare(tiny.prepared, encoder, scorer, tmp_path)
+    shutil.copytree(tiny.bundle.folder, tmp_path, dirs_exist_ok=True)
+    assert compare(tiny.prepared, model, tmp_path).scorer_max_abs < 2e-5
+    spoilt = {
+        "probability": model.tower[0].weight,
+        "item_vectors": model.norm_candidate.bias,
+        "tokens": model.querying.queries,
+    }
+    for output, weight in spoilt.items():
+        with torch.no_grad():
+            weight.mul_(1.05).add_(0.01)
+            with pytest.raises(ExportMismatch, match=f"{output} differs from torch"):
+                compare(tiny.prepared, model, tmp_path)
+            weight.sub_(0.01).div_(1.05)
 
 
 def test_publish_may_be_rerun_and_activate_waits_for_it(tiny, store) -> None:
@@ -234,8 +240,8 @@ def test_a_new_catalogue_is_a_new_version(tiny, tmp_path) -> None:
     run.mkdir()
     (run / "finetune").symlink_to(tiny.run / "finetune")
     items = tiny.prepared.items
-    grown = ItemTable(
-        Vocabulary(np.append(items.ids.values, b"zz-new")),
+    grown = Catalogue(
+        np.append(items.ids, b"zz-new"),
         np.concatenate([items.codes, items.codes[:1]]),
         np.append(items.prior, items.prior[0]),
     )
@@ -243,7 +249,7 @@ def test_a_new_catalogue_is_a_new_version(tiny, tmp_path) -> None:
     bundle = export(tiny.config, run, tmp_path / "bundles")
     assert bundle.manifest.fingerprint == tiny.bundle.manifest.fingerprint
     assert bundle.manifest.version != tiny.bundle.manifest.version
-    assert bundle.items.rows(np.array([b"zz-new"])).tolist() == [len(items.codes)]
+    assert bundle.items.rows(["zz-new"]).tolist() == [len(items.codes)]
 
 
 def test_bundles_can_be_read_by_other_users(tiny) -> None:
@@ -301,12 +307,12 @@ def test_a_schema_of_ids_alone(tmp_path, store) -> None:
     No test user has both labels, so that GAUC is not defined, and the bundle says nothing of it.
     """
     bundle = run_bare(tmp_path, pl.DataFrame(TABLES), max_events=2)
-    assert [one.name for one in bundle.manifest.scorer.inputs] == ["tokens", "item_codes"]
+    assert [one.name for one in bundle.manifest.scorer.inputs] == ["tokens", "item_vectors"]
     assert "test_gauc" not in bundle.manifest.metrics
     assert "test_logloss" in bundle.manifest.metrics
     prepared = Prepared.load(tmp_path / "run" / "prepared")
     assert publish(bundle, prepared, store).users == 2
-    score = OnnxScorer(bundle)(bundle.cold_state, prepared.items.codes, np.empty(0, np.int32))
+    score = OnnxScorer(bundle)(bundle.cold_state, bundle.items.vectors, np.empty(0, np.int32))
     assert np.isfinite(score).all()
 
 

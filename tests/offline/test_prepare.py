@@ -53,7 +53,7 @@ def history_of(prepared: Prepared, row: int) -> list[str]:
     start = prepared.events.start[table.user[row]]
     end = start + table.cut[row]
     places = prepared.events.item[max(start, end - prepared.max_events) : end] - 1
-    return [prepared.items.ids.values[place].decode() for place in places]
+    return [prepared.items.ids[place].decode() for place in places]
 
 
 def table(**columns) -> pl.DataFrame:

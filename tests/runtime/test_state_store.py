@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from srp4ctr.contract.errors import StateCorrupt, StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.errors import StoreUnavailable, VersionIncomplete
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.redis_client import connect, connect_async
 from srp4ctr.runtime.settings import StoreSettings
@@ -119,9 +119,8 @@ def test_lost_redis_is_unavailable(store, redis_server):
             call()
 
 
-def test_service_reads_what_jobs_wrote(store, redis_server):
-    """The asynchronous store sees the states and the pointer of the synchronous one."""
-    store.put_many("v1", [("1", b"state")])
+def test_service_sees_the_pointer_of_the_jobs(store, redis_server):
+    """The asynchronous store sees the version that the synchronous one activated."""
     store.mark_published("v1", ONE, 1)
     active = store.activate("v1", ONE)
 
@@ -129,75 +128,22 @@ def test_service_reads_what_jobs_wrote(store, redis_server):
         async with connect_async(SETTINGS, redis_server.url) as client:
             reader = AsyncStateStore(client, KEYS)
             await reader.ping(1.0)
-            assert await reader.get_many([("v1", "1"), ("v1", "2"), ("v2", "1")], 5.0) == [
-                b"state",
-                None,
-                None,
-            ]
             assert await reader.active(1.0) == active
 
     asyncio.run(scenario())
 
 
-def test_given_up_read_does_not_spoil_the_next(store, redis_server):
-    """After a read that ran past its limit, the next read gets its own answer and not the late one."""
-    store.put_many("v1", [(str(i), str(i).encode()) for i in range(50)])
-
-    async def scenario():
-        async with connect_async(SETTINGS, redis_server.url) as client:
-            reader = AsyncStateStore(client, KEYS)
-            await reader.ping(5.0)
-            redis_server.pause()
-            with pytest.raises(StoreUnavailable, match="no answer within 20 ms"):
-                await reader.get_many([("v1", "1"), ("v1", "2")], 0.02)
-            redis_server.resume()
-            got = await asyncio.gather(*(reader.get_many([("v1", str(i))], 5.0) for i in range(50)))
-            assert got == [[str(i).encode()] for i in range(50)]
-
-    asyncio.run(scenario())
-
-
-def test_busy_loop_is_not_a_late_answer(store, redis_server):
+def test_busy_loop_is_not_a_late_answer(redis_server):
     """When our own event loop stalls for longer than the limit, an answer that has come meanwhile is taken."""
-    store.put_many("v1", [("1", b"state")])
 
     async def scenario():
         async with connect_async(SETTINGS, redis_server.url) as client:
             reader = AsyncStateStore(client, KEYS)
             await reader.ping(5.0)
-            for read in (reader.get_many([("v1", "1")], 0.5), reader.active(0.5), reader.ping(0.5)):
+            for read in (reader.active(0.5), reader.ping(0.5)):
                 task = asyncio.create_task(read)
                 await asyncio.sleep(0)
                 time.sleep(0.7)  # noqa: ASYNC251 -- the stall itself
                 await task
-            return await reader.get_many([("v1", "1")], 5.0)
 
-    assert asyncio.run(scenario()) == [b"state"]
-
-
-def test_key_of_another_type_spoils_no_other(store, redis_server):
-    """Of many keys read at once, one that holds no bytes is corrupt, and the others are read."""
-    store.put_many("v1", [("1", b"one"), ("3", b"three")])
-    with redis_server.client() as client:
-        client.lpush(KEYS.state("v1", "2"), "x")
-
-    async def scenario():
-        async with connect_async(SETTINGS, redis_server.url) as client:
-            return await AsyncStateStore(client, KEYS).get_many([("v1", user) for user in "123"], 5.0)
-
-    one, two, three = asyncio.run(scenario())
-    assert (one, three) == (b"one", b"three")
-    assert isinstance(two, StateCorrupt)
-
-
-def test_refusal_is_unavailable(redis_server):
-    """An error that is about the server and not about a key, such as a missing permission, is an outage."""
-    with redis_server.client() as client:
-        client.execute_command("ACL", "SETUSER", "default", "-get")
-
-    async def scenario():
-        async with connect_async(SETTINGS, redis_server.url) as client:
-            await AsyncStateStore(client, KEYS).get_many([("v1", "1")], 5.0)
-
-    with pytest.raises(StoreUnavailable, match="permissions"):
-        asyncio.run(scenario())
+    asyncio.run(scenario())

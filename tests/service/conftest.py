@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.manifest import (
     COLD_STATE,
+    ITEM,
     ITEMS,
     SCORER,
     Calibration,
@@ -28,7 +29,8 @@ from srp4ctr.contract.schema import FeatureSchema
 from srp4ctr.contract.state import ArraySpec, StateLayout, UserState, encode_state
 from srp4ctr.contract.transforms import Transforms
 from srp4ctr.contract.vocabulary import Vocabulary, to_texts
-from srp4ctr.runtime.bundle import Bundle, ItemTable, file_hashes, seal_bundle
+from srp4ctr.runtime.bundle import Bundle, file_hashes, seal_bundle
+from srp4ctr.runtime.items import Catalogue, ItemTable
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_service.settings import Settings
@@ -59,11 +61,16 @@ class Known:
     def version(self) -> str:
         return self.bundle.manifest.version
 
-    def scores(self, item_ids, tokens=0.0, context=None):
-        """The scores that the service must give."""
-        codes = self.bundle.items.codes[self.bundle.items.rows(to_texts(item_ids))].sum(axis=1)
-        context_codes = self.bundle.transforms.encode_values("context", context or {}, "context").sum()
-        return 1 / (1 + np.exp(-(self.bias + tokens + 0.01 * (codes + context_codes))))
+    def scores(self, item_ids, tokens=0.0, context=None, codes=None):
+        """The scores that the service must give; `codes` are the items', where they are not the catalogue's."""
+        if codes is None:
+            codes = self.bundle.items.codes[self.bundle.items.rows(item_ids)]
+        contexts = context if isinstance(context, list) else [context or {}]
+        context_codes = [
+            self.bundle.transforms.encode_values("context", one, "context").sum() for one in contexts
+        ]
+        moved = 0.01 * (codes.sum(axis=1) + np.array(context_codes))
+        return 1 / (1 + np.exp(-(self.bias + tokens + moved)))
 
     def state(self, tokens=0.5, events=3, created_at_ms=None):
         """The bytes of a state whose tokens all have that value."""
@@ -76,12 +83,10 @@ def scorer_graph(bias):
     """The graph that computes what Known.scores says."""
     node = helper.make_node
     nodes = [
-        node("ReduceMean", ["tokens", "axes_12"], ["mean_BQD"], keepdims=0),
-        node("Unsqueeze", ["mean_BQD", "axes_1"], ["mean"]),
-        node("Cast", ["item_codes"], ["items_f"], to=TensorProto.FLOAT),
-        node("ReduceSum", ["items_f", "axes_2"], ["items_sum"], keepdims=0),
+        node("ReduceMean", ["tokens", "axes_01"], ["mean"], keepdims=0),
+        node("ReduceSum", ["item_vectors", "axes_1"], ["items_sum"], keepdims=0),
         node("Cast", ["context_codes"], ["context_f"], to=TensorProto.FLOAT),
-        node("ReduceSum", ["context_f", "axes_1"], ["context_sum"], keepdims=1),
+        node("ReduceSum", ["context_f", "axes_1"], ["context_sum"], keepdims=0),
         node("Add", ["items_sum", "context_sum"], ["codes"]),
         node("Mul", ["codes", "weight"], ["weighted"]),
         node("Add", ["weighted", "mean"], ["moved"]),
@@ -90,19 +95,27 @@ def scorer_graph(bias):
     ]
     value = helper.make_tensor_value_info
     inputs = [
-        value("tokens", TensorProto.FLOAT, ["B", 2, 4]),
-        value("item_codes", TensorProto.INT32, ["B", "C", 2]),
-        value("context_codes", TensorProto.INT32, ["B", 3]),
+        value("tokens", TensorProto.FLOAT, [2, 4]),
+        value("item_vectors", TensorProto.FLOAT, ["C", 2]),
+        value("context_codes", TensorProto.INT32, ["K", 3]),
     ]
     constants = [
-        helper.make_tensor("axes_12", TensorProto.INT64, [2], [1, 2]),
+        helper.make_tensor("axes_01", TensorProto.INT64, [2], [0, 1]),
         helper.make_tensor("axes_1", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("axes_2", TensorProto.INT64, [1], [2]),
         helper.make_tensor("weight", TensorProto.FLOAT, [], [0.01]),
         helper.make_tensor("bias", TensorProto.FLOAT, [], [bias]),
     ]
-    outputs = [value("probability", TensorProto.FLOAT, ["B", "C"])]
+    outputs = [value("probability", TensorProto.FLOAT, ["C"])]
     graph = helper.make_graph(nodes, "known", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def item_graph():
+    """The graph whose vectors are the codes themselves."""
+    value = helper.make_tensor_value_info
+    cast = helper.make_node("Cast", ["item_codes"], ["item_vectors"], to=TensorProto.FLOAT)
+    codes = value("item_codes", TensorProto.INT32, ["C", 2])
+    graph = helper.make_graph([cast], "items", [codes], [value("item_vectors", TensorProto.FLOAT, ["C", 2])])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
@@ -118,20 +131,26 @@ def make_known(bundles: Path, version: str, bias: float, model: str | None = Non
     }
     transforms = Transforms(SCHEMA, vocabularies, {"context.hour": np.array([6.0, 12.0, 18.0])})
     transforms.save(draft)
-    ids = Vocabulary.fit(to_texts(ITEM_IDS))
+    ids = Vocabulary.fit(to_texts(ITEM_IDS)).values
     codes = np.array([[1, 1], *([2 + row, 2 + row % 2] for row in range(len(ITEM_IDS)))], np.int32)
     prior = np.linspace(0.1, 0.9, len(ITEM_IDS) + 1, dtype=np.float32)
-    ItemTable(ids, codes, prior).save(draft / ITEMS)
+    # Its vectors are the codes themselves.
+    ItemTable.build(Catalogue(ids, codes, prior), codes.astype(np.float32)).save(draft / ITEMS)
     cold = UserState({"tokens": np.zeros((2, 4), np.float16)}, 0, 0)
     (draft / COLD_STATE).write_bytes(encode_state(cold, LAYOUT, fingerprint))
     onnx.save(scorer_graph(bias), draft / SCORER)
+    onnx.save(item_graph(), draft / ITEM)
     scorer = GraphSpec(
         inputs=(
-            TensorSpec(name="tokens", dtype="float32", shape=("B", 2, 4)),
-            TensorSpec(name="item_codes", dtype="int32", shape=("B", "C", 2)),
-            TensorSpec(name="context_codes", dtype="int32", shape=("B", 3)),
+            TensorSpec(name="tokens", dtype="float32", shape=(2, 4)),
+            TensorSpec(name="item_vectors", dtype="float32", shape=("C", 2)),
+            TensorSpec(name="context_codes", dtype="int32", shape=("K", 3)),
         ),
-        outputs=(TensorSpec(name="probability", dtype="float32", shape=("B", "C")),),
+        outputs=(TensorSpec(name="probability", dtype="float32", shape=("C",)),),
+    )
+    item = GraphSpec(
+        inputs=(TensorSpec(name="item_codes", dtype="int32", shape=("C", 2)),),
+        outputs=(TensorSpec(name="item_vectors", dtype="float32", shape=("C", 2)),),
     )
     manifest = Manifest(
         version=version,
@@ -140,10 +159,13 @@ def make_known(bundles: Path, version: str, bias: float, model: str | None = Non
         fingerprint=fingerprint.hex(),
         state=LAYOUT,
         encoder=GraphSpec(inputs=(), outputs=()),
+        item=item,
         scorer=scorer,
         items=len(ITEM_IDS),
         calibration=Calibration(scale=1.0, bias=0.0),
-        parity=Parity(encoder_max_abs=0.0, scorer_max_abs=0.0, tolerance=1e-4, shapes_compared=0),
+        parity=Parity(
+            encoder_max_abs=0.0, item_max_abs=0.0, scorer_max_abs=0.0, tolerance=1e-4, shapes_compared=0
+        ),
         exporter={},
         data_fingerprint="",
         git_commit=None,

@@ -5,24 +5,26 @@ import json
 
 import pytest
 
+from srp4ctr.runtime.state_reads import TIMEOUTS_UNTIL_LOST
 from srp4ctr_service.scoring import Scoring
-from srp4ctr_service.states import TIMEOUTS_UNTIL_LOST
 
 GOOD = {"user_id": "1", "item_ids": ["1", "2", "3"]}
 
 
 def test_killed_redis_degrades_and_recovers(first, store, redis_server, score, wait_until):
-    """After kill -9 of Redis every answer is a 200 that says degraded; after its restart states are used again."""
-    store.put_many("first", [("1", first.state())])
+    """After kill -9 of Redis every answer is a 200 that says degraded: users whose state is known are scored by it, and
+    others as cold ones; after its restart states are used again.
+    """
+    store.put_many("first", [("1", first.state()), ("2", first.state())])
     assert score().json()["user_state"]["status"] == "fresh"
     redis_server.kill()
-    for _ in range(20):
-        response = score()
+    for user, status, tokens in [("1", "stale", 0.5), ("2", "missing", 0.0)] * 10:
+        response = score(user_id=user)
         assert response.status_code == 200
         answer = response.json()
         assert answer["degraded"] == ["redis_unavailable"]
-        assert answer["user_state"]["status"] == "missing"
-        assert answer["scores"] == pytest.approx(first.scores(GOOD["item_ids"]), abs=1e-6)
+        assert answer["user_state"]["status"] == status
+        assert answer["scores"] == pytest.approx(first.scores(GOOD["item_ids"], tokens=tokens), abs=1e-6)
     redis_server.start()
     wait_until(lambda: score().json()["degraded"] == [])
     assert score().json()["scores"] == pytest.approx(first.scores(GOOD["item_ids"], tokens=0.5), abs=1e-6)
@@ -183,7 +185,7 @@ def test_error_that_nobody_foresaw(api, monkeypatch):
         raise ZeroDivisionError("secret detail")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scoring, "answer", fail)
+        patch.setattr(Scoring, "score", fail)
         response = api.post("/score", json=GOOD)
     assert response.status_code == 500
     assert response.json()["type"] == "/problems/internal"

@@ -1,5 +1,7 @@
 """The real chain's last link: what HTTP answers is what the scorer gives for the published state."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
@@ -9,7 +11,6 @@ from hypothesis import strategies as st
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.manifest import COLD_STATE
 from srp4ctr.contract.state import HEADER_BYTES, decode_state
-from srp4ctr.contract.vocabulary import to_texts
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.sessions import OnnxScorer
 from srp4ctr.runtime.state_store import StateStore
@@ -56,8 +57,10 @@ def test_http_answers_what_the_scorer_gives(run, served, user, places, context, 
     items = [run.item_ids[place] if place < len(run.item_ids) else f"new-{place}" for place in places]
     data = store.get_many(manifest.version, [user_id])[0]
     state = decode_state(data, manifest.state, manifest.fingerprint_bytes)
-    codes = run.bundle.items.codes[run.bundle.items.rows(to_texts(items))]
-    expected = scorer(state, codes, run.bundle.transforms.encode_values("context", context, "context"))
+    vectors = run.bundle.items.vectors[run.bundle.items.rows(items)]
+    expected = scorer(
+        state, vectors, run.bundle.transforms.encode_values("context", context, "context")[None]
+    )
 
     def ask(item_ids):
         response = client.post("/score", json={"user_id": user_id, "item_ids": item_ids, "context": context})
@@ -103,8 +106,31 @@ def test_strangers_are_scored_by_the_cold_state(run, served):
     client, _, scorer = served
     answer = client.post("/score", json={"user_id": "nobody", "item_ids": run.item_ids[:20]}).json()
     assert answer["user_state"]["status"] != "fresh"
-    codes = run.bundle.items.codes[run.bundle.items.rows(to_texts(run.item_ids[:20]))]
+    vectors = run.bundle.items.vectors[run.bundle.items.rows(run.item_ids[:20])]
     expected = scorer(
-        run.bundle.cold_state, codes, run.bundle.transforms.encode_values("context", {}, "context")
+        run.bundle.cold_state, vectors, run.bundle.transforms.encode_values("context", {}, "context")[None]
     )
     np.testing.assert_array_equal(np.array(answer["scores"], np.float32), expected)
+
+
+def test_user_features_of_the_request_are_used(run, served):
+    """Features that the request gives stand in for those that the state was encoded with, and only for those."""
+    client, store, scorer = served
+    user = run.user_ids[3]
+    manifest = run.bundle.manifest
+    (data,) = store.get_many(manifest.version, [user])
+    state = decode_state(data, manifest.state, manifest.fingerprint_bytes)
+    feature, *_ = run.bundle.transforms.features("user")
+    vocabulary = run.bundle.transforms.vocabularies[f"user.{feature.name}"]
+    others = [code for code in range(2, vocabulary.size) if code != state.arrays["user_codes"][0]]
+    value = vocabulary.values[others[0] - 2].decode()
+    items = run.item_ids[:30]
+    body = {"user_id": user, "item_ids": items}
+    answer = client.post("/score", json=body | {"user_features": {feature.name: value}}).json()
+    codes = np.array(state.arrays["user_codes"])
+    codes[0] = others[0]
+    other = dataclasses.replace(state, arrays={**state.arrays, "user_codes": codes})
+    context = run.bundle.transforms.encode_values("context", {}, "context")[None]
+    expected = scorer(other, run.bundle.items.vectors[run.bundle.items.rows(items)], context)
+    np.testing.assert_array_equal(np.array(answer["scores"], np.float32), expected)
+    assert answer["scores"] != client.post("/score", json=body).json()["scores"]

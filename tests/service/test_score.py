@@ -1,13 +1,9 @@
 """POST /score: what is scored, and what is said about it."""
 
-import threading
-
 import numpy as np
 import pytest
 
 from srp4ctr.contract.keys import Keys
-from srp4ctr.contract.vocabulary import to_texts
-from srp4ctr_service.model import ServedModel
 
 ITEMS = ["3", "1", "40", "2"]
 
@@ -69,7 +65,7 @@ def test_context_is_used(first, score):
 def test_a_held_feature_is_scored_at_its_reference(first, score):
     """A request without the position, or with a null in its place, is scored at the reference; one with it is told so."""
     weekday, hour, reference = 1, 1, 3
-    items = first.bundle.items.codes[first.bundle.items.rows(to_texts(ITEMS))].sum(axis=1)
+    items = first.bundle.items.codes[first.bundle.items.rows(ITEMS)].sum(axis=1)
     expected = 1 / (1 + np.exp(-(first.bias + 0.01 * (items + weekday + hour + reference))))
     for context in ({}, {"position": None}):
         answer = score(user_id="nobody", item_ids=ITEMS, context=context)
@@ -130,39 +126,12 @@ def test_deadline_that_cannot_be_met_gives_the_prior(first, store, score):
     store.put_many("first", [("1", first.state())])
     items = [*ITEMS, "nothing"]
     answer = score(item_ids=items, deadline_ms=0.0001).json()
-    rows = first.bundle.items.rows(np.array([item.encode() for item in items]))
+    rows = first.bundle.items.rows(items)
     assert answer["scores"] == pytest.approx(first.bundle.items.prior[rows], abs=1e-6)
     assert answer["tier"] == "prior"
     assert answer["degraded"] == ["deadline"]
     assert answer["unknown_items"] == [4]
     assert answer["user_state"]["age_ms"] is None
-
-
-def test_deadline_that_passes_during_the_model_gives_the_prior(first, store, api, score, monkeypatch):
-    """An answer comes at its deadline though the model still computes, and health checks are answered meanwhile.
-
-    It tells what was known of the user, and by its tier that this was not used.
-    """
-    store.put_many("first", [("1", first.state())])
-    go_on = threading.Event()
-    compute = ServedModel.score
-
-    def slowly(*arguments):
-        assert go_on.wait(60)
-        return compute(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ServedModel, "score", slowly)
-        answer = score(item_ids=ITEMS, deadline_ms=2000).json()
-        assert api.get("/livez").status_code == 200
-        go_on.set()
-    assert answer["tier"] == "prior"
-    assert answer["user_state"]["status"] == "fresh"
-    assert answer["user_state"]["age_ms"] >= 0
-    assert answer["degraded"] == ["deadline"]
-    rows = first.bundle.items.rows(np.array([item.encode() for item in ITEMS]))
-    assert answer["scores"] == pytest.approx(first.bundle.items.prior[rows], abs=1e-6)
-    assert score(item_ids=ITEMS).json()["tier"] == "full"
 
 
 def test_every_allowed_size_is_scored(first, settings, score):

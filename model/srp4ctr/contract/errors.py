@@ -7,7 +7,10 @@
     │   ├── MalformedBody      the body is not JSON in UTF-8
     │   ├── BodyTooLarge       the body is larger than the service takes
     │   └── BodyTimeout        the body did not arrive in time
+    ├── NotAuthorized          a request without a valid API key
     ├── NoActiveModel          the service has no model to score with, yet
+    ├── Overloaded             the service has more to do than it can; carries when to try again
+    ├── DeadlineMissed         a request's deadline passed before even the cheapest answer
     ├── BundleError            a bundle is missing, damaged or of an unknown format
     │   └── ExportMismatch     an exported graph does not compute what the torch model computes
     ├── StateError             bytes that cannot be used as a user state
@@ -60,8 +63,24 @@ class BodyTimeout(InvalidRequest):
     """The body did not arrive in time."""
 
 
+class NotAuthorized(Srp4ctrError):  # noqa: N818
+    """A request has no valid API key."""
+
+
 class NoActiveModel(Srp4ctrError):  # noqa: N818
     """The service has no model to score with, yet."""
+
+
+class Overloaded(Srp4ctrError):  # noqa: N818
+    """The service has more to do than it can; in `retry_after_s` seconds it may have less."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(f"{message}; try again, or ask another replica")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineMissed(Srp4ctrError):  # noqa: N818
+    """A request's deadline passed before even the cheapest answer could be given."""
 
 
 class BundleError(Srp4ctrError):

@@ -5,17 +5,19 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_ID_LENGTH = 256
+MAX_USERS = 256
+"""Of one batch."""
 MAX_CANDIDATES = 10_000
 """What the wire format allows; a service's own limit is a setting, and lower."""
 
-Id = Annotated[
-    str, StringConstraints(strict=True, min_length=1, max_length=MAX_ID_LENGTH, pattern=r"^[^\x00]+$")
-]
+Id = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=MAX_ID_LENGTH)]
+"""Without NUL, too, which is looked for in all ids of a request at once."""
+
 Scalar = str | int | float | bool | None
 
 StateStatus = Literal["fresh", "stale", "cold", "missing"]
 Tier = Literal["full", "prior"]
-Degradation = Literal["redis_unavailable", "state_corrupt", "state_foreign", "deadline"]
+Degradation = Literal["redis_unavailable", "state_corrupt", "state_foreign", "deadline", "overload"]
 
 
 class Body(BaseModel):
@@ -24,8 +26,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class ScoreRequest(Body):
-    """Score candidates for one user."""
+class UserRequest(Body):
+    """One user, and the candidates to score."""
 
     user_id: Id = Field(description="the user; one that was never seen is scored as a cold user")
     item_ids: list[Id] = Field(
@@ -36,12 +38,51 @@ class ScoreRequest(Body):
     context: dict[str, Scalar] = Field(
         default_factory=dict, description="context features by name; GET /model lists them"
     )
+    candidate_features: dict[str, list[Scalar]] = Field(
+        default_factory=dict,
+        description="context features that differ between candidates, by name: as many values as item_ids, in their "
+        "order. The same feature is not in `context`, too",
+    )
+    items: dict[Id, dict[str, Scalar | list[Scalar]]] = Field(
+        default_factory=dict,
+        description="attributes of items by id: those of new ones, which the catalogue lacks, and of others instead of "
+        "what the catalogue has",
+    )
+    user_features: dict[str, Scalar] = Field(
+        default_factory=dict,
+        description="features of the user that are other than when the user's state was encoded",
+    )
+
+
+class Timed(Body):
+    """A request whose answer has its time."""
+
     deadline_ms: float | None = Field(
         default=None,
         gt=0,
         le=60_000,
         allow_inf_nan=False,
         description="time for the whole answer, milliseconds",
+    )
+
+
+class ScoreRequest(UserRequest, Timed):
+    """Score candidates for one user."""
+
+
+class RankRequest(ScoreRequest):
+    """Sort candidates for one user."""
+
+    top_k: int | None = Field(
+        default=None, ge=1, le=MAX_CANDIDATES, description="best candidates to give; all where it is null"
+    )
+
+
+class BatchRequest(Timed):
+    """Score candidates for several users."""
+
+    requests: list[UserRequest] = Field(
+        min_length=1, max_length=MAX_USERS, description="the users, each with candidates of their own"
     )
 
 
@@ -58,19 +99,48 @@ class UserStateInfo(BaseModel):
     )
 
 
-class ScoreResponse(BaseModel):
-    """Calibrated click probabilities."""
+class HowScored(BaseModel):
+    """How the scores of one user came about."""
 
-    request_id: str
-    model_version: str
-    scores: list[float] = Field(description="aligned with item_ids")
     user_state: UserStateInfo
     tier: Tier = Field(
         description="full: the model's, from that user state or, where there is none, the cold one. "
         "prior: the items' own click rates, the user not considered"
     )
     degraded: list[Degradation] = Field(description="why the answer is not all that it could be")
-    unknown_items: list[int] = Field(description="places in item_ids of items that the catalogue lacks")
+    unknown_items: list[int] = Field(
+        description="places in the request's item_ids of items of which neither the catalogue nor the request knows anything"
+    )
+
+
+class Scores(HowScored):
+    """Calibrated click probabilities for one user."""
+
+    scores: list[float] = Field(description="aligned with item_ids")
+
+
+class Identified(BaseModel):
+    """What every answer begins with."""
+
+    request_id: str
+    model_version: str
+
+
+class ScoreResponse(Identified, Scores):
+    """Calibrated click probabilities."""
+
+
+class RankResponse(Identified, HowScored):
+    """The best candidates, the likeliest click first; equal ones in the order of the request."""
+
+    item_ids: list[str]
+    scores: list[float] = Field(description="aligned with this answer's item_ids")
+
+
+class BatchResponse(Identified):
+    """Calibrated click probabilities, all of one model version."""
+
+    answers: list[Scores] = Field(description="in the order of the requests")
 
 
 class FieldError(BaseModel):
@@ -105,6 +175,8 @@ class Limits(BaseModel):
     """What a request may ask of this service."""
 
     max_candidates: int
+    max_batch_users: int
+    max_batch_candidates: int
     max_body_bytes: int
     max_id_length: int
     default_deadline_ms: float

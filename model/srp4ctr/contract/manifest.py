@@ -9,16 +9,17 @@ from pydantic import Field
 from srp4ctr.contract.schema import Strict
 from srp4ctr.contract.state import StateLayout
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 SCORER = "scorer.onnx"
+ITEM = "item.onnx"
 ITEMS = "items"
 COLD_STATE = "cold_state.bin"
 
 
 class TensorSpec(Strict):
-    """A graph's input or output; named dimensions vary: B users, L events, C candidates."""
+    """A graph's input or output; named dimensions vary: B users, L events, S positions, C candidates."""
 
     name: str
     dtype: Literal["float32", "int32"]
@@ -36,6 +37,7 @@ class Parity(Strict):
     """The largest absolute differences between ONNX Runtime and torch that the export has seen."""
 
     encoder_max_abs: float
+    item_max_abs: float
     scorer_max_abs: float
     tolerance: float
     shapes_compared: int
@@ -51,7 +53,7 @@ class Calibration(Strict):
 class Manifest(Strict):
     """`manifest.json` of a bundle."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     name: str
     created_at: str
@@ -60,6 +62,7 @@ class Manifest(Strict):
     )
     state: StateLayout
     encoder: GraphSpec
+    item: GraphSpec
     scorer: GraphSpec
     items: int = Field(ge=0, description="rows of the item table, the unknown item's not counted")
     calibration: Calibration

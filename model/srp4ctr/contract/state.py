@@ -1,5 +1,6 @@
 """The bytes of a user state; docs/contract.md has the specification, tests/data its golden bytes."""
 
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from srp4ctr.contract.errors import StateCorrupt, StateForeign
 from srp4ctr.contract.schema import Strict
@@ -70,15 +71,41 @@ class Encoding(NamedTuple):
     length: int
 
 
+class Place(NamedTuple):
+    """Where numbers are in the bytes of a state."""
+
+    offset: int
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    size: int
+
+
 class StateLayout(Strict):
     """What a bundle's user states consist of; the state's kind is the network's business alone."""
 
     kind: Literal["tokens", "sequence"]
     arrays: tuple[ArraySpec, ...] = Field(min_length=1)
 
+    # By length: working it out takes longer than decoding a state.
+    _places: dict[int, tuple[tuple[str, tuple["Place", ...]], ...]] = PrivateAttr(default_factory=dict)
+
     def payload_bytes(self, length: int = 0) -> int:
         """Bytes of the arrays of a state that keeps `length` positions, alignment included."""
-        return sum(_aligned(_nbytes(*part)) for spec in self.arrays for part in _parts(spec, length))
+        last = self.places(length)[-1][1][-1]
+        return last.offset + _aligned(last.size * last.dtype.itemsize) - HEADER_BYTES
+
+    def places(self, length: int) -> tuple[tuple[str, tuple["Place", ...]], ...]:
+        """Each array's name and where its parts are in the bytes of a state that keeps `length` positions."""
+        if length not in self._places:
+            offset, found = HEADER_BYTES, []
+            for spec in self.arrays:
+                parts = []
+                for dtype, shape in _parts(spec, length):
+                    parts.append(Place(offset, dtype, shape, math.prod(shape)))
+                    offset += _aligned(math.prod(shape) * dtype.itemsize)
+                found.append((spec.name, tuple(parts)))
+            self._places[length] = tuple(found)
+        return self._places[length]
 
     def of_user(self, batch: Mapping[str, NDArray[np.generic]], place: int, events: int) -> "Encoding":
         """The arrays of one user of a batch [U, ...], without the padding on the left of the user's own positions.
@@ -156,15 +183,13 @@ def decode_state(data: bytes, layout: StateLayout, fingerprint: bytes) -> UserSt
     if payload != layout.payload_bytes(length):
         raise StateCorrupt(f"{payload} bytes of arrays, and the layout has {layout.payload_bytes(length)}")
     arrays: dict[str, NDArray[np.generic]] = {}
-    offset = HEADER_BYTES
-    for spec in layout.arrays:
-        parts = []
-        for dtype, shape in _parts(spec, length):
-            count = int(np.prod(shape, dtype=np.int64))
-            parts.append(np.frombuffer(data, dtype, count, offset).reshape(shape))
-            offset += _aligned(_nbytes(dtype, shape))
-        arrays[spec.name] = _put_together(parts)
-        arrays[spec.name].flags.writeable = False
+    for name, places in layout.places(length):
+        parts = [
+            np.frombuffer(data, place.dtype, place.size, place.offset).reshape(place.shape)
+            for place in places
+        ]
+        arrays[name] = array = _put_together(parts)
+        array.flags.writeable = False
     return UserState(arrays, events, created, None if last == NO_TIME else last, length)
 
 
@@ -214,10 +239,6 @@ def _put_together(parts: list[NDArray[np.generic]]) -> NDArray[np.generic]:
 
 def _little(dtype: DType) -> np.dtype[np.generic]:
     return np.dtype(dtype).newbyteorder("<")
-
-
-def _nbytes(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
 def _aligned(size: int) -> int:

@@ -147,24 +147,57 @@ class Transforms:
         `field` is the object's path in the request, for errors: InvalidRequest names the key at fault.
         """
         features = self.features(group)
-        held = {feature.name: feature.reference for feature in features if feature.reference is not None}
-        known = {feature.name for feature in features} - held.keys()
+        if not features and not values:
+            return np.empty(0, np.int32)
+        held = self._held(group)
         for name, value in values.items():
-            if name in held:
-                if value is not None:
-                    message = (
-                        f"is held at its reference, {json.dumps(held[name])}, when serving; leave it out"
-                    )
-                    raise InvalidRequest(f"{field}.{name}", message)
-            elif name not in known:
-                offer = f"known are {', '.join(sorted(known))}" if known else "the model takes none"
-                raise InvalidRequest(f"{field}.{name}", f"unknown feature; {offer}")
+            if name not in held or value is not None:
+                self._check_name(group, name, field)
         given = {**values, **held}
         parts = [
             self._encode_value(group, feature, given.get(feature.name), f"{field}.{feature.name}")
             for feature in features
         ]
         return np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int32)
+
+    def encode_columns(
+        self, group: str, values: Mapping[str, list[Any]], field: str
+    ) -> dict[int, NDArray[np.int32]]:
+        """Codes [C] of the features given, by their column; C values of each of them, null where one is missing.
+
+        Features of one value alone. `field` is the object's path in the request, for errors: InvalidRequest names the
+        value at fault.
+        """
+        features = {feature.name: (column, feature) for column, feature in enumerate(self.features(group))}
+        found = {}
+        for name, column_values in values.items():
+            self._check_name(group, name, field)
+            column, feature = features[name]
+            path = f"{field}.{name}"
+            codes = [
+                self._encode_value(group, feature, value, f"{path}[{place}]")
+                for place, value in enumerate(column_values)
+            ]
+            found[column] = np.concatenate(codes)[:, 0] if codes else np.empty(0, np.int32)
+        return found
+
+    def _held(self, group: str) -> dict[str, Any]:
+        return {
+            feature.name: feature.reference
+            for feature in self.features(group)
+            if feature.reference is not None
+        }
+
+    def _check_name(self, group: str, name: str, field: str) -> None:
+        held = self._held(group)
+        if name in held:
+            message = f"is held at its reference, {json.dumps(held[name])}, when serving; leave it out"
+            raise InvalidRequest(f"{field}.{name}", message)
+        known = {feature.name for feature in self.features(group)}
+        if name not in known:
+            known -= held.keys()
+            offer = f"known are {', '.join(sorted(known))}" if known else "the model takes none"
+            raise InvalidRequest(f"{field}.{name}", f"unknown feature; {offer}")
 
     def at_reference(self, codes: Codes) -> Codes:
         """Context codes [..., W] of logged rows as serving would have them: features with a reference hold its code."""

@@ -25,8 +25,7 @@ class Attention(nn.Module):
 
         At least one position of each row must be kept.
         """
-        # The queries are scaled rather than the scores, of which there are many more.
-        q_UNXH = self._split(self.query(x_UXD) * self.scale)
+        q_UNXH = self._split(self.scaled_query(x_UXD))
         k_UNYH = self._split(self.key(y_UYD))
         v_UNYH = self._split(self.value(y_UYD))
         scores_UNXY = q_UNXH @ k_UNYH.transpose(-1, -2)
@@ -35,6 +34,27 @@ class Attention(nn.Module):
         mixed_UNXH = torch.softmax(scores_UNXY, dim=-1) @ v_UNYH
         out_UXD: Tensor = self.out(mixed_UNXH.transpose(1, 2).flatten(2))
         return out_UXD
+
+    def scaled_query(self, x_XD: Tensor) -> Tensor:
+        """Queries [..., D]. They are scaled rather than the scores, of which there are many more."""
+        q_XD: Tensor = self.query(x_XD) * self.scale
+        return q_XD
+
+    def of_one(self, q_XD: Tensor, y_YD: Tensor, bias_Y: Tensor | None = None) -> Tensor:
+        """[X, D]: what `forward` gives for one row of a batch, with its scaled queries [X, D] at hand.
+
+        Two dimensions less, with which an exported graph adds each bias inside the product that it belongs to.
+        """
+        q_NXH, k_NYH, v_NYH = (
+            x_XD.view(x_XD.shape[0], self.heads, -1).transpose(0, 1)
+            for x_XD in (q_XD, self.key(y_YD), self.value(y_YD))
+        )
+        scores_NXY = q_NXH @ k_NYH.transpose(-1, -2)
+        if bias_Y is not None:
+            scores_NXY = scores_NXY + bias_Y
+        mixed_NXH = torch.softmax(scores_NXY, dim=-1) @ v_NYH
+        out_XD: Tensor = self.out(mixed_NXH.transpose(0, 1).flatten(1))
+        return out_XD
 
     def _split(self, x_UXD: Tensor) -> Tensor:
         users, positions, width = x_UXD.shape

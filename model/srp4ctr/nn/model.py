@@ -168,11 +168,11 @@ class Srp4Ctr(CtrModel):
         if not len(self.cross):
             return e_UCD, state["tokens"].mean(1, keepdim=True).expand_as(e_UCD)
         z_UCD = e_UCD
-        for block, (memory_UYD, bias_UY) in zip(self.cross, self._memories(state), strict=True):
+        for block, (memory_UYD, bias_UY) in zip(self.cross, self.memories(state), strict=True):
             z_UCD = block(z_UCD, bias_UY, memory_UYD)
         return e_UCD, self.norm_cross(z_UCD)
 
-    def _memories(self, state: State) -> list[tuple[Tensor, Tensor | None]]:
+    def memories(self, state: State) -> list[tuple[Tensor, Tensor | None]]:
         """What each of the candidate's blocks attends to [U, Y, D], and the bias [U, Y] that hides padding."""
         if self.config.state == "sequence":
             layers_USX = state["layers"]

@@ -1,61 +1,27 @@
 """Model bundles on disk: opened and verified by whoever runs a model, sealed by the export job."""
 
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from srp4ctr.contract.errors import BundleError, StateError
-from srp4ctr.contract.manifest import COLD_STATE, ENCODER, ITEMS, MANIFEST, SCORER, Manifest, sha256_file
+from srp4ctr.contract.manifest import (
+    COLD_STATE,
+    ENCODER,
+    ITEM,
+    ITEMS,
+    MANIFEST,
+    SCORER,
+    Manifest,
+    sha256_file,
+)
 from srp4ctr.contract.state import UserState, decode_state
 from srp4ctr.contract.transforms import Transforms
-from srp4ctr.contract.vocabulary import Codes, Texts, Vocabulary
-
-
-@dataclass(frozen=True, eq=False)
-class ItemTable:
-    """The catalogue: N items by sorted id, and row 0 for every item that is not in it.
-
-    `codes` [N+1, W] int32 are the item codes, `prior` [N+1] float32 the smoothed click rates of the training rows.
-    All arrays may be memory-mapped.
-    """
-
-    ids: Vocabulary
-    codes: Codes
-    prior: NDArray[np.float32]
-
-    def rows(self, texts: Texts) -> NDArray[np.int32]:
-        """Row numbers [C] of item ids [C]; 0 where the catalogue lacks one."""
-        return self.ids.encode(texts) - 1
-
-    def digest(self) -> bytes:
-        """SHA-256 of all that the table holds."""
-        sha = hashlib.sha256(b"\0".join(self.ids.values.tolist()))
-        for array in (self.codes, self.prior):
-            sha.update(f"{array.dtype.str} {array.shape}\n".encode())
-            sha.update(array.tobytes())
-        return sha.digest()
-
-    def save(self, folder: Path) -> None:
-        """Write `ids.npy`, `codes.npy` and `prior.npy`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "ids.npy", self.ids.values)
-        np.save(folder / "codes.npy", self.codes)
-        np.save(folder / "prior.npy", self.prior)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Memory-map what `save` wrote."""
-        ids, codes, prior = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "codes", "prior")
-        )
-        return cls(Vocabulary(ids), codes, prior)
+from srp4ctr.runtime.items import ItemTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +43,11 @@ class Bundle:
     def scorer_path(self) -> Path:
         """The graph that turns states and candidates into probabilities."""
         return self.folder / SCORER
+
+    @property
+    def item_path(self) -> Path:
+        """The graph that turns item codes into the vectors of the item table."""
+        return self.folder / ITEM
 
     @classmethod
     def open(cls, folder: Path) -> Self:

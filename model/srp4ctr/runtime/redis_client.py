@@ -53,6 +53,19 @@ def connect_async(settings: StoreSettings, url: str) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_pool(pool)
 
 
+def read_pool(settings: StoreSettings, url: str) -> redis.asyncio.ConnectionPool:
+    """Makes the connections over which a service reads user states; see StateReads, which has the limits.
+
+    RESP 3, in which Redis can say between its answers what has changed. Raises ConfigError where the address is wrong.
+    """
+    options = {**_options(settings), "socket_timeout": None, "protocol": 3}
+    with _address_errors():
+        _check(url)
+        pool: redis.asyncio.ConnectionPool = redis.asyncio.ConnectionPool.from_url(url, **options)
+        pool.connection_class(**pool.connection_kwargs)
+    return pool
+
+
 def shown(url: str) -> str:
     """The address as it may be printed and logged: without user, password and options."""
     parts = urlsplit(url)

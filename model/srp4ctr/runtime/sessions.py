@@ -11,6 +11,7 @@ from srp4ctr.contract.manifest import GraphSpec
 from srp4ctr.contract.state import UserState
 from srp4ctr.contract.vocabulary import Codes
 from srp4ctr.runtime.bundle import Bundle
+from srp4ctr.runtime.items import Vectors
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -49,22 +50,37 @@ class OnnxEncoder:
         return {name: computed[name] if name in computed else offered[name] for name in self._arrays}
 
 
+class OnnxItems:
+    """Item codes to the vectors that the scorer takes."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self._session = open_session(bundle.item_path, threads)
+        self._spec = bundle.manifest.item
+
+    def __call__(self, item_codes: Codes) -> Vectors:
+        """Vectors [C, V] of item codes [C, Wi]."""
+        vectors: Vectors = _run(self._session, self._spec, {"item_codes": item_codes})["item_vectors"]  # type: ignore[assignment]
+        return vectors
+
+
 class OnnxScorer:
     """One user's state and C candidates to probabilities; keeps nothing between calls."""
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self._session = open_session(bundle.scorer_path, threads)
-        self._spec = bundle.manifest.scorer
-        self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in self._spec.inputs}
+        self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in bundle.manifest.scorer.inputs}
+        self._names = [spec.name for spec in bundle.manifest.scorer.outputs]
+        self._states = [spec.name for spec in bundle.manifest.state.arrays if spec.name in self._dtypes]
+        self._context = "context_codes" in self._dtypes
 
-    def __call__(self, state: UserState, item_codes: Codes, context_codes: Codes) -> NDArray[np.float32]:
-        """Click probabilities [C] of item codes [C, Wi] under context codes [Wc]."""
-        offered: dict[str, NDArray[np.generic]] = {
-            name: array[None].astype(self._dtypes[name], copy=False) for name, array in state.arrays.items()
-        }
-        offered["item_codes"] = item_codes[None]
-        offered["context_codes"] = context_codes[None]
-        probability: NDArray[np.float32] = _run(self._session, self._spec, offered)["probability"][0]
+    def __call__(self, state: UserState, item_vectors: Vectors, context_codes: Codes) -> NDArray[np.float32]:
+        """Click probabilities [C] of item vectors [C, V] under one context or one each: codes [1 or C, Wc]."""
+        dtypes = self._dtypes
+        feed = {name: state.arrays[name].astype(dtypes[name], copy=False) for name in self._states}
+        feed["item_vectors"] = item_vectors.astype(np.float32, copy=False)
+        if self._context:
+            feed["context_codes"] = context_codes
+        probability: NDArray[np.float32] = self._session.run(self._names, feed)[0]
         return probability
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import redis
 import redis.asyncio
 
-from srp4ctr.contract.errors import StateCorrupt, StoreError, StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.redis_client import store_errors
 
@@ -130,19 +130,6 @@ class AsyncStateStore:
         self._client = client
         self._keys = keys
 
-    async def get_many(
-        self, users: Sequence[tuple[str, str]], limit_s: float
-    ) -> list[bytes | StateCorrupt | None]:
-        """The state bytes of (version, user id) pairs in one pipeline; None where there are none.
-
-        A key that holds something else than bytes gives StateCorrupt in its place.
-        """
-        pipeline = self._client.pipeline(transaction=False)
-        for version, user_id in users:
-            pipeline.get(self._keys.state(version, user_id))
-        with store_errors():
-            return [_value(one) for one in await _within(limit_s, pipeline.execute(raise_on_error=False))]
-
     async def active(self, limit_s: float) -> Active | None:
         """The active version; None before the first activation."""
         with store_errors():
@@ -172,16 +159,6 @@ async def _within(limit_s: float, work: Awaitable[T]) -> T:
             # By then its connection is closed, so that nobody else gets the late answer.
             await asyncio.gather(task, return_exceptions=True)
     raise TimeoutError(f"no answer within {1000 * limit_s:g} ms")
-
-
-def _value(found: Any) -> bytes | StateCorrupt | None:
-    if isinstance(found, redis.ResponseError):
-        # All other errors of GET concern the server and not the key.
-        if str(found).startswith("WRONGTYPE"):
-            return StateCorrupt("the user's key holds something else than a state")
-        raise found
-    value: bytes | None = found
-    return value
 
 
 def _active(found: dict[Any, Any]) -> Active | None:

@@ -166,6 +166,7 @@ def _request(
         elif one.dtype == "int32":
             feed[one.name] = np.ones(shape, np.int32)
         else:
+            # States and item vectors: of any values, which cost the same.
             feed[one.name] = generator.normal(size=shape).astype(np.float32)
     return lambda: session.run(None, feed)
 

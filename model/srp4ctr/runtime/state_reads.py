@@ -1,0 +1,270 @@
+"""User states out of Redis while scoring: all requests' reads share one connection, and Redis says what has changed.
+
+redis-py connects, with all its kinds of addresses and credentials; from then on the connection is read and written
+here, because redis-py's asyncio client spends four times the CPU on a GET (docs/decisions/0008).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import hiredis
+import redis
+import redis.asyncio
+import structlog
+
+from srp4ctr.contract.errors import StateCorrupt, StoreUnavailable
+from srp4ctr.runtime.near_cache import Kept, NearCache
+
+log = structlog.get_logger()
+
+TICKS = 25
+"""In so many steps the limit of a read passes."""
+TIMEOUTS_UNTIL_LOST = 3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds: for Redis to answer a read, to take a connection, and between two tries while it is lost."""
+
+    read_s: float
+    connect_s: float
+    probe_every_s: float
+
+
+@dataclass(eq=False)
+class _Read:
+    key: str
+    value: asyncio.Future[Kept]
+    sent_before: bool = False
+
+    def end(self, outcome: Kept | Exception) -> None:
+        # Whoever left at a deadline of their own has cancelled it.
+        if self.value.done():
+            return
+        if isinstance(outcome, Exception):
+            self.value.set_exception(outcome)
+        else:
+            self.value.set_result(outcome)
+
+
+class _Link(asyncio.Protocol):
+    """One open connection: answers come in the order of the reads, and notices of changes between them."""
+
+    def __init__(self, reads: "StateReads", connection: redis.asyncio.Connection) -> None:
+        self._reads = reads
+        self._parser = hiredis.Reader()
+        self.waiting: deque[_Read] = deque()
+        # What redis-py does not offer: its open stream, which it then has no more to do with.
+        opened: Any = connection
+        self._stream = opened._writer  # noqa: SLF001
+        opened._reader = opened._writer = None  # noqa: SLF001
+        self._transport: asyncio.Transport = self._stream.transport
+        self._transport.set_protocol(self)
+
+    def send(self, read: _Read) -> None:
+        self.waiting.append(read)
+        command: Any = ("GET", read.key)
+        self._transport.write(hiredis.pack_command(command))
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed(data)
+        while (reply := self._parser.gets()) is not False:
+            if isinstance(reply, hiredis.PushNotification):
+                self._reads.changed(reply)
+            else:
+                self._reads.replied(self.waiting.popleft(), reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reads.disconnected(self, exc)
+
+
+class StateReads:
+    """Reads values by key; knows when Redis is lost, and then lets one read now and then try it.
+
+    Redis is lost after an error, or after a few reads in a row without an answer. The limit of a read is for Redis and not
+    for this process: however long a busy event loop lets a tick last, it counts as one only, and the loop takes in what
+    has arrived before it counts the next.
+    """
+
+    def __init__(self, pool: redis.asyncio.ConnectionPool, limits: Limits, cache: NearCache) -> None:
+        """Connections come from `pool`, which must speak RESP 3; values are kept in `cache`."""
+        self._pool = pool
+        self._limits = limits
+        self._cache = cache
+        self._link: _Link | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._unsent: list[_Read] = []
+        self._watching = False
+        self._oldest: _Read | None = None
+        self._ticks = 0
+        self._timeouts = 0
+        self._lost = False
+        self._probe_at = 0.0
+        self._told = False
+        """Whether Redis tells what changes: only then may be kept what was read."""
+        self.hits = self.misses = 0
+
+    async def get(self, key: str) -> Kept:
+        """The key's value, which is None where there is none; raises StoreUnavailable and StateCorrupt."""
+        kept = self._cache.get(key)
+        if kept is not None:
+            self.hits += 1
+            return kept
+        self.misses += 1
+        if self._lost:
+            now = time.monotonic()
+            if now < self._probe_at:
+                raise StoreUnavailable("Redis is lost, and one request now and then tries it")
+            self._probe_at = now + self._limits.probe_every_s
+        loop = asyncio.get_running_loop()
+        read = _Read(key, loop.create_future())
+        self._send(read)
+        if not self._watching:
+            self._watching = True
+            loop.call_later(self._limits.read_s / TICKS, self._tick)
+        return await read.value
+
+    def last_known(self, key: str) -> Kept | None:
+        """What was read before Redis was lost, and may have changed since."""
+        return self._cache.last_known(key)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._opening is not None:
+            self._opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._opening
+        link, self._link = self._link, None
+        if link is not None:
+            link.abort()
+
+    def _send(self, read: _Read) -> None:
+        if self._link is not None:
+            self._link.send(read)
+            return
+        self._unsent.append(read)
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open(), name="connect-state-reads")
+
+    async def _open(self) -> None:
+        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                await connection.connect()
+                self._told = await self._track(connection)
+        except (TimeoutError, redis.TimeoutError):
+            self._opening = None
+            await connection.disconnect(nowait=True)
+            self._time_out(f"no connection within {1000 * self._limits.connect_s:g} ms")
+        except (redis.RedisError, OSError) as error:
+            self._opening = None
+            await connection.disconnect(nowait=True)
+            self._lose(str(error) or type(error).__name__)
+        except asyncio.CancelledError:
+            await connection.disconnect(nowait=True)
+            raise
+        else:
+            self._opening = None
+            self._link = _Link(self, connection)
+            unsent, self._unsent = self._unsent, []
+            for read in unsent:
+                self._link.send(read)
+
+    async def _track(self, connection: redis.asyncio.Connection) -> bool:
+        try:
+            await connection.send_command("CLIENT", "TRACKING", "ON")
+            await connection.read_response()
+        except redis.ResponseError as error:
+            # Redis before 6, or a proxy before Redis.
+            log.warning("redis_tracks_nothing", reason=str(error))
+            return False
+        return True
+
+    def changed(self, notice: Any) -> None:
+        """Redis has sent a notice: `[b"invalidate", keys]`, where no keys stand for all."""
+        kind, keys = notice[0], notice[1]
+        if kind == b"invalidate":
+            for key in [None] if keys is None else keys:
+                self._cache.drop(None if key is None else key.decode())
+
+    def replied(self, read: _Read, reply: Any) -> None:
+        """Redis has answered a read."""
+        self._timeouts = 0
+        if isinstance(reply, hiredis.ReplyError):
+            # All other errors of GET concern the server and not the key.
+            if not str(reply).startswith("WRONGTYPE"):
+                read.end(StoreUnavailable(f"Redis: {reply}"))
+                self._lose(str(reply))
+                return
+            read.end(StateCorrupt("the user's key holds something else than a state"))
+        else:
+            # Here, and not by who waits for it: a notice that it has changed may be next in what Redis sent.
+            kept = self._cache.read(reply)
+            if self._told:
+                self._cache.put(read.key, kept)
+            read.end(kept)
+        if self._lost:
+            self._lost = False
+            log.info("redis_back")
+
+    def disconnected(self, link: _Link, error: Exception | None) -> None:
+        """A connection has ended; its reads are tried once more, since Redis may merely have closed it."""
+        if link is not self._link:
+            return
+        self._link = None
+        self._cache.doubt()
+        for read in link.waiting:
+            if read.sent_before:
+                read.end(StoreUnavailable(f"Redis: {error or 'the connection was closed'}"))
+            else:
+                read.sent_before = True
+                self._send(read)
+
+    def _tick(self) -> None:
+        waiting = self._link.waiting if self._link is not None else self._unsent
+        oldest = waiting[0] if waiting else None
+        if oldest is None:
+            self._watching, self._oldest = False, None
+            return
+        self._ticks = self._ticks + 1 if oldest is self._oldest else 1
+        self._oldest = oldest
+        if self._ticks > TICKS:
+            self._ticks = 0
+            self._time_out(f"no answer within {1000 * self._limits.read_s:g} ms")
+        asyncio.get_running_loop().call_later(self._limits.read_s / TICKS, self._tick)
+
+    def _time_out(self, reason: str) -> None:
+        self._timeouts += 1
+        # One late answer is no outage.
+        if self._timeouts >= TIMEOUTS_UNTIL_LOST:
+            self._lose(reason)
+        else:
+            self._drop(reason)
+
+    def _lose(self, reason: str) -> None:
+        self._probe_at = time.monotonic() + self._limits.probe_every_s
+        if not self._lost:
+            self._lost = True
+            log.warning("redis_lost", reason=reason)
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+        self._drop(reason)
+
+    def _drop(self, reason: str) -> None:
+        """Fail all reads, and leave the connection, so that nobody gets a late answer of another."""
+        link, self._link = self._link, None
+        failed, self._unsent = self._unsent, []
+        if link is not None:
+            failed += link.waiting
+            link.abort()
+            self._cache.doubt()
+        for read in failed:
+            read.end(StoreUnavailable(f"Redis: {reason}"))

@@ -1,0 +1,120 @@
+"""The model's turn: one run at a time, in the event loop, which looks at the network between any two.
+
+A thread of its own for the model cost more than it gave: handing a run over and back is up to half a millisecond of CPU,
+and on the one core that a worker has nothing runs at the same time anyway (docs/decisions/0008).
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from srp4ctr.contract.errors import Overloaded
+
+T = TypeVar("T")
+
+ROWS_OF_A_RUN = 25
+"""What a run costs beside its rows, in rows: seen for networks of the default sizes."""
+_WEIGHT = 0.1
+"""Of the newest run in the estimated time of a row."""
+
+
+@dataclass(eq=False)
+class _Job(Generic[T]):
+    rows: int
+    deadline: float
+    work: Callable[[], T]
+    result: asyncio.Future[T | None]
+
+
+class Compute:
+    """Runs jobs in the order in which they come, and knows how long those that wait will take.
+
+    A job's size is its candidate rows. Times are by `time.perf_counter()`, in seconds.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        """Takes jobs of so many rows together at a time."""
+        self._max_rows = max_rows
+        self._jobs: deque[_Job[object]] = deque()
+        self._rows = self._runs = 0
+        self._scheduled = False
+        self._seconds_per_row = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        """Estimated time until all that was admitted is done."""
+        return self._seconds_per_row * (self._rows + ROWS_OF_A_RUN * self._runs)
+
+    def seconds(self, rows: int) -> float:
+        """Estimated time of one run of so many rows; 0 before anything has run."""
+        return self._seconds_per_row * (rows + ROWS_OF_A_RUN)
+
+    def admit(self, rows: int, runs: int) -> "Admission":
+        """Take up so many rows in so many runs; raises Overloaded where there are too many already.
+
+        Entering the admission counts them until it is left, so that they count while the user's state is read, too.
+        """
+        if self._rows and self._rows + rows > self._max_rows:
+            raise Overloaded(
+                f"{self._rows} candidates wait for the model, and with {rows} more they would be over {self._max_rows}",
+                self.wait_s,
+            )
+        return Admission(self, rows, runs)
+
+    async def run(self, rows: int, deadline: float, work: Callable[[], T]) -> T | None:
+        """What `work` gives; None where it could not be done by the deadline, and was not begun."""
+        loop = asyncio.get_running_loop()
+        job = _Job(rows, deadline, work, loop.create_future())
+        self._jobs.append(job)
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._next)
+        return await job.result
+
+    def _next(self) -> None:
+        job = self._jobs.popleft()
+        if not job.result.done():
+            self._do(job)
+        self._scheduled = bool(self._jobs)
+        if self._scheduled:
+            # Not at once: what has arrived meanwhile, health checks among it, is seen to first.
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _do(self, job: _Job[object]) -> None:
+        began = time.perf_counter()
+        if began + self.seconds(job.rows) > job.deadline:
+            # An estimate that only refuses would never learn that it is wrong.
+            self._seconds_per_row *= 1 - _WEIGHT
+            job.result.set_result(None)
+            return
+        try:
+            job.result.set_result(job.work())
+        except Exception as error:  # noqa: BLE001 -- it belongs to the request, and the next job must run
+            job.result.set_exception(error)
+            return
+        per_row = (time.perf_counter() - began) / (job.rows + ROWS_OF_A_RUN)
+        if not self._seconds_per_row:
+            self._seconds_per_row = per_row
+        self._seconds_per_row += _WEIGHT * (per_row - self._seconds_per_row)
+
+    def count(self, rows: int, runs: int) -> None:
+        """Count in what is admitted, or out what is done."""
+        self._rows += rows
+        self._runs += runs
+
+
+class Admission:
+    """Rows that are counted while it is entered."""
+
+    def __init__(self, compute: Compute, rows: int, runs: int) -> None:
+        self._compute = compute
+        self._rows, self._runs = rows, runs
+
+    def __enter__(self) -> None:
+        self._compute.count(self._rows, self._runs)
+
+    def __exit__(self, *_: object) -> None:
+        self._compute.count(-self._rows, -self._runs)

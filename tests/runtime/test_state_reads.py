@@ -1,0 +1,221 @@
+"""Reading states over one shared connection, and keeping what was read for as long as it is true."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from srp4ctr.contract.errors import StateCorrupt, StoreUnavailable
+from srp4ctr.runtime.near_cache import NearCache
+from srp4ctr.runtime.redis_client import read_pool
+from srp4ctr.runtime.settings import StoreSettings
+from srp4ctr.runtime.state_reads import Limits, StateReads
+
+LIMITS = Limits(read_s=5.0, connect_s=5.0, probe_every_s=0.01)
+
+
+@pytest.fixture
+def client(redis_server):
+    """A plain client, for what others write."""
+    with redis_server.client() as client:
+        yield client
+
+
+def run(redis_server, scenario, limits=LIMITS, entries=100, keep_s=60.0):
+    """What the scenario gives with fresh reads."""
+
+    async def opened():
+        cache = NearCache(entries, keep_s)
+        reads = StateReads(read_pool(StoreSettings(), redis_server.url), limits, cache)
+        async with contextlib.aclosing(_Closing(reads)):
+            return await scenario(reads)
+
+    return asyncio.run(opened())
+
+
+class _Closing:
+    def __init__(self, reads):
+        self.aclose = reads.close
+
+
+async def value(reads, key):
+    return (await reads.get(key)).value
+
+
+async def eventually(condition):
+    """Wait until the condition holds."""
+    give_up_at = time.monotonic() + 20
+    while not await condition():
+        assert time.monotonic() < give_up_at
+        await asyncio.sleep(0.005)
+
+
+def test_every_read_gets_its_own_answer(redis_server, client):
+    """Many reads at once, of values of all sizes and of none, are answered each with its own."""
+    values = {f"k{i}": bytes([i % 256]) * (i * 37) for i in range(300)}
+    client.mset(values)
+
+    async def scenario(reads):
+        asked = [*values, "nothing"] * 2
+        return dict(zip(asked, await asyncio.gather(*(value(reads, key) for key in asked)), strict=True))
+
+    assert run(redis_server, scenario, entries=0) == values | {"nothing": None}
+
+
+def test_what_was_read_is_kept_until_it_changes(redis_server, client):
+    """A value, and that there is none, is read once; after anybody wrote or deleted it, the new one is read."""
+    client.set("a", "1")
+
+    async def scenario(reads):
+        for _ in range(3):
+            assert (await value(reads, "a"), await value(reads, "b")) == (b"1", None)
+        assert (reads.hits, reads.misses) == (4, 2)
+        client.set("a", "2")
+        client.set("b", "3")
+        await eventually(lambda: is_now(reads, a=b"2", b=b"3"))
+        client.delete("a")
+        await eventually(lambda: is_now(reads, a=None, b=b"3"))
+        client.flushall()
+        await eventually(lambda: is_now(reads, a=None, b=None))
+
+    run(redis_server, scenario)
+
+
+async def is_now(reads, **wanted):
+    return {key: await value(reads, key) for key in wanted} == wanted
+
+
+def test_a_write_between_the_answer_and_who_waits_for_it_is_noticed(redis_server, client):
+    """A notice that arrives together with the answer that it is about is not lost: nothing outdated is kept."""
+    client.set("a", "0")
+
+    async def scenario(reads):
+        await reads.get("other")
+        for turn in range(1, 50):
+            task = asyncio.create_task(reads.get("a"))
+            await asyncio.sleep(0)
+            # Redis answers and is written to while this process looks at neither.
+            time.sleep(0.001)  # noqa: ASYNC251 -- the stall itself
+            client.set("a", str(turn))
+            await task
+            await eventually(lambda turn=turn: is_now(reads, a=str(turn).encode()))
+
+    run(redis_server, scenario)
+
+
+def test_what_is_kept_is_bounded(redis_server, client):
+    """Of more values than the limit those asked for last are kept, and none for longer than its time."""
+    client.mset({str(i): i for i in range(5)})
+
+    async def scenario(reads):
+        for key in "01203":
+            await reads.get(key)
+        assert (reads.hits, reads.misses) == (1, 4)
+        await reads.get("0")
+        await reads.get("1")
+        assert (reads.hits, reads.misses) == (2, 5)
+
+    run(redis_server, scenario, entries=3)
+
+    async def briefly(reads):
+        await reads.get("0")
+        await asyncio.sleep(0.02)
+        await reads.get("0")
+        assert (reads.hits, reads.misses) == (0, 2)
+        assert reads.last_known("1") is None
+
+    run(redis_server, briefly, keep_s=0.01)
+
+
+def test_nothing_is_trusted_over_a_new_connection(redis_server, client):
+    """Notices end with their connection: what was kept is read again, and until then it is only the last known."""
+    client.set("a", "1")
+
+    async def scenario(reads):
+        assert await value(reads, "a") == b"1"
+        client.set("b", "1")
+        assert await value(reads, "b") == b"1"
+        for one in client.client_list():
+            if one["cmd"] == "get":
+                client.client_kill(one["addr"]) if one["addr"] else client.client_kill_filter(_id=one["id"])
+        client.set("a", "2")
+        await eventually(lambda: is_now(reads, a=b"2"))
+        assert reads.last_known("b").value == b"1"
+
+    run(redis_server, scenario)
+
+
+def test_a_closed_connection_is_opened_again(redis_server, client):
+    """When Redis has closed the connection, the next read opens another and is answered."""
+
+    async def scenario(reads):
+        for turn in range(5):
+            client.set("a", str(turn))
+            assert await value(reads, "a") == str(turn).encode()
+            client.client_kill_filter(_type="normal", skipme=True)
+
+    run(redis_server, scenario, entries=0)
+
+
+def test_key_of_another_type_spoils_no_other(redis_server, client):
+    """Of many keys read at once, one that holds no bytes is corrupt, and the others are read."""
+    client.mset({"1": "one", "3": "three"})
+    client.lpush("2", "x")
+
+    async def scenario(reads):
+        return await asyncio.gather(*(value(reads, key) for key in "123"), return_exceptions=True)
+
+    one, two, three = run(redis_server, scenario)
+    assert (one, three) == (b"one", b"three")
+    assert isinstance(two, StateCorrupt)
+
+
+def test_given_up_read_does_not_spoil_the_next(redis_server, client):
+    """After a read that ran past its limit, the next ones get their own answers and not the late one."""
+    client.mset({str(i): str(i) for i in range(50)})
+
+    async def scenario(reads):
+        assert await value(reads, "7") == b"7"
+        redis_server.pause()
+        with pytest.raises(StoreUnavailable, match="no answer within 20 ms"):
+            await reads.get("1")
+        redis_server.resume()
+        got = await asyncio.gather(*(value(reads, str(i)) for i in range(50)))
+        assert got == [str(i).encode() for i in range(50)]
+
+    run(redis_server, scenario, Limits(0.02, 5.0, 0.01), entries=0)
+
+
+def test_busy_loop_is_not_a_late_answer(redis_server, client):
+    """When our own event loop stalls for longer than the limit, an answer that has come meanwhile is taken."""
+    client.set("1", "state")
+
+    async def scenario(reads):
+        await reads.get("0")
+        task = asyncio.create_task(value(reads, "1"))
+        await asyncio.sleep(0)
+        time.sleep(0.7)  # noqa: ASYNC251 -- the stall itself
+        return await task
+
+    assert run(redis_server, scenario, Limits(0.5, 5.0, 0.01)) == b"state"
+
+
+def test_refusal_is_unavailable(redis_server, client):
+    """An error that is about the server and not about a key, such as a missing permission, is an outage."""
+    client.execute_command("ACL", "SETUSER", "default", "-get")
+    with pytest.raises(StoreUnavailable, match="permissions"):
+        run(redis_server, lambda reads: reads.get("1"))
+
+
+def test_without_notices_nothing_is_kept(redis_server, client):
+    """Where Redis may not tell what changes, every read is answered by Redis."""
+    client.set("a", "1")
+    client.execute_command("ACL", "SETUSER", "default", "-client")
+
+    async def scenario(reads):
+        assert await value(reads, "a") == b"1"
+        assert await value(reads, "a") == b"1"
+        assert (reads.hits, reads.misses) == (0, 2)
+
+    run(redis_server, scenario)
