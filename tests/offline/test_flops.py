@@ -142,9 +142,9 @@ def test_what_is_not_known_is_not_zero(tmp_path) -> None:
 def test_a_candidate_costs_the_same_whichever_it_is(tiny) -> None:
     """The scorer's operations are affine in the candidates; per candidate they fall towards the slope."""
     scorer = tiny.bundle.scorer_path
-    two, three, four = (graph_flops(scorer, {"B": 1, "C": count}).total for count in (2, 3, 4))
+    two, three, four = (graph_flops(scorer, {"K": 1, "C": count}).total for count in (2, 3, 4))
     assert four - three == three - two > 0
-    assert per_candidate(scorer, 4, {"B": 1}) == four / 4
+    assert per_candidate(scorer, 4, {"K": 1}) == four / 4
     assert three - two < four / 4 < three / 3
 
 

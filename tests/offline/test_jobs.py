@@ -149,6 +149,23 @@ def test_bundle_is_sealed(tiny, tmp_path) -> None:
         find_bundle("nothing", tmp_path)
 
 
+def test_a_bundle_of_another_format_says_so(tiny, tmp_path) -> None:
+    """A bundle that an older version wrote is refused with what to do, and not with what its manifest lacks."""
+    shutil.copytree(tiny.bundle.folder, tmp_path / "old")
+    manifest = tmp_path / "old" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["item"]
+    manifest.write_text(json.dumps(content | {"format_version": 1}))
+    with pytest.raises(BundleError, match="is of format 1, and this version reads format 2; export it again"):
+        Bundle.open(tmp_path / "old")
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="is damaged"):
+        Bundle.open(tmp_path / "old")
+    manifest.write_text("[")
+    with pytest.raises(BundleError, match="is of format None"):
+        Bundle.open(tmp_path / "old")
+
+
 def test_export_refuses_a_graph_that_computes_something_else(tiny, tmp_path) -> None:
     """Graphs of other weights than the model's are noticed before a bundle is made of them."""
     model = load_model(tiny.run / "finetune", "finetune", tiny.config, tiny.prepared)

@@ -1,5 +1,6 @@
 """Model bundles on disk: opened and verified by whoever runs a model, sealed by the export job."""
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from srp4ctr.contract.errors import BundleError, StateError
 from srp4ctr.contract.manifest import (
     COLD_STATE,
     ENCODER,
+    FORMAT_VERSION,
     ITEM,
     ITEMS,
     MANIFEST,
@@ -63,11 +65,17 @@ class Bundle:
     @classmethod
     def _open(cls, folder: Path) -> Self:
         try:
-            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+            written = (folder / MANIFEST).read_bytes()
+            manifest = Manifest.model_validate_json(written)
         except FileNotFoundError:
             raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}") from None
         except ValidationError as error:
-            raise BundleError(f"{folder / MANIFEST} is not a manifest of this version: {error}") from error
+            found = _format_of(written)
+            if found != FORMAT_VERSION:
+                raise BundleError(
+                    f"{folder} is of format {found}, and this version reads format {FORMAT_VERSION}; export it again"
+                ) from None
+            raise BundleError(f"{folder / MANIFEST} is damaged: {error}") from error
         for name, sha256 in manifest.files.items():
             path = folder / name
             if not path.is_file():
@@ -81,6 +89,14 @@ class Bundle:
             raise BundleError(f"{folder / COLD_STATE}: {error}") from error
         items = ItemTable.load(folder / ITEMS)
         return cls(folder, manifest, Transforms.load(folder), items, cold_state)
+
+
+def _format_of(manifest: bytes) -> object:
+    try:
+        content = json.loads(manifest)
+    except ValueError:
+        return None
+    return content.get("format_version") if isinstance(content, dict) else None
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

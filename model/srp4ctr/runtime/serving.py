@@ -1,13 +1,14 @@
 """Runs `srp4ctr serve` as a process of its own: for the demonstration and the benchmarks."""
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from srp4ctr.contract.errors import ServiceNotReady
@@ -40,11 +41,14 @@ def free_port(preferred: int = 8000) -> int:
 
 
 @contextlib.contextmanager
-def running_service(port: int) -> Iterator[RunningService]:
-    """The service, ready, with this process's settings; stopped on leaving. Raises ServiceNotReady."""
+def running_service(port: int, variables: Mapping[str, str] | None = None) -> Iterator[RunningService]:
+    """The service, ready, with this process's settings and further variables; stopped on leaving.
+
+    Raises ServiceNotReady.
+    """
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "srp4ctr.cli", "serve", "--port", str(port), "--log-level", "warning"]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, env={**os.environ, **(variables or {})}) as process:
         try:
             give_up_at = time.monotonic() + START_LIMIT_S
             while not _ready(url):

@@ -104,7 +104,7 @@ def measure_cost(cells: Mapping[str, Cell], results: Results) -> Cost:
             events = prepared.max_events
             model, graphs = _export(cell, prepared, Path(folder) / name)
             scorer = "whole" if "whole" in graphs else "scorer"
-            sizes = {"B": 1, "L": events, "S": events + 1}
+            sizes = {"B": 1, "L": events, "S": events + 1, "K": 1}
             encoder_flops = graph_flops(graphs["encoder"][0], sizes).total if "encoder" in graphs else None
             found[name] = {
                 "encoder_flops": encoder_flops,
@@ -155,7 +155,7 @@ def _request(
     """One request of the graph, with items as they are in the catalogue and a history of full length."""
     generator = np.random.default_rng(0)
     session = open_session(path, threads=1)
-    sizes = {"B": 1, "L": events, "S": events + 1, "C": candidates}
+    sizes = {"B": 1, "L": events, "S": events + 1, "C": candidates, "K": 1}
     codes = prepared.items.codes[1:] if len(prepared.items.codes) > 1 else prepared.items.codes
     feed: dict[str, NDArray[np.generic]] = {}
     for one in inputs:

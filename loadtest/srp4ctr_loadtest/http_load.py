@@ -1,0 +1,181 @@
+"""Load over HTTP/1.1, at little cost of its own: closed loop and open loop, and which is which is said in every result.
+
+Closed loop: connections that each ask again as soon as they are answered. It finds what a server can do, and says little of
+latency, because a slow server is asked less. Open loop: requests at times that were fixed before, each waited for from its
+own time on, however late it could be sent, so that a stall counts for all who would have come meanwhile.
+"""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+from urllib.parse import urlsplit
+
+import httptools
+import numpy as np
+import uvloop
+from numpy.typing import NDArray
+
+from srp4ctr.contract.errors import ServiceNotReady
+
+
+@dataclass(frozen=True)
+class Request:
+    """One POST request, as it goes over the wire."""
+
+    wire: bytes
+
+    @classmethod
+    def post(cls, url: str, body: bytes) -> "Request":
+        """A POST of JSON to the URL."""
+        parts = urlsplit(url)
+        head = (
+            f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        return cls(head.encode() + body)
+
+
+@dataclass
+class Load:
+    """What came of a load: latencies in seconds, in the order of the answers, and how many had which status."""
+
+    loop: Literal["closed", "open"]
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    last_body: bytes = b""
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return len(self.latencies) / self.seconds
+
+    def milliseconds(self, *percentiles: float) -> list[float]:
+        """Percentiles of the latencies, in milliseconds."""
+        found: NDArray[np.float64] = np.percentile(1000 * np.array(self.latencies), percentiles)
+        return [float(one) for one in found]
+
+
+class _Connection(asyncio.Protocol):
+    """One connection with one request under way at a time."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's are not derived from what asyncio calls a Transport.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def ask(self, request: Request) -> asyncio.Future[tuple[int, bytes]]:
+        """Status and body of the answer, in the future."""
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request.wire)
+        return self._answer
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, part: bytes) -> None:
+        self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        body, self._body = b"".join(self._body), []
+        status = self._parser.get_status_code()
+        # A parser is good for one answer where the server does not say that it keeps the connection.
+        self._parser = httptools.HttpResponseParser(self)
+        assert self._answer is not None
+        self._answer.set_result((status, body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ServiceNotReady(f"the server closed a connection: {exc}"))
+
+
+def closed_loop(url: str, requests: Sequence[Request], *, connections: int, count: int) -> Load:
+    """Ask `count` times over so many connections, going through the requests again and again."""
+    return uvloop.run(_closed(url, requests, connections, count))
+
+
+def open_loop(
+    url: str, requests: Sequence[Request], *, connections: int, rate: float, seconds: float
+) -> Load:
+    """Ask `rate` times a second, at random times (a Poisson process), whether or not answers come."""
+    return uvloop.run(_open(url, requests, connections, rate, seconds))
+
+
+async def _connect(url: str, connections: int) -> list[_Connection]:
+    loop = asyncio.get_running_loop()
+    parts = urlsplit(url)
+    opened = []
+    for _ in range(connections):
+        _, protocol = await loop.create_connection(
+            _Connection, parts.hostname or "localhost", parts.port or 80
+        )
+        opened.append(protocol)
+    return opened
+
+
+async def _closed(url: str, requests: Sequence[Request], connections: int, count: int) -> Load:
+    loop = asyncio.get_running_loop()
+    load = Load("closed")
+    # One iterator for all connections: which takes which request does not matter.
+    left: Iterator[Request] = itertools.islice(itertools.cycle(requests), count)
+
+    async def keep_asking(connection: _Connection) -> None:
+        for request in left:
+            began = loop.time()
+            status, load.last_body = await connection.ask(request)
+            load.latencies.append(loop.time() - began)
+            load.statuses[status] += 1
+
+    opened = await _connect(url, connections)
+    began = loop.time()
+    await asyncio.gather(*map(keep_asking, opened))
+    load.seconds = loop.time() - began
+    for connection in opened:
+        connection.close()
+    return load
+
+
+async def _open(url: str, requests: Sequence[Request], connections: int, rate: float, seconds: float) -> Load:
+    loop = asyncio.get_running_loop()
+    load = Load("open")
+    free: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()
+    opened = await _connect(url, connections)
+    for connection in opened:
+        free.put_nowait(connection)
+    gaps = np.random.default_rng(0).exponential(1 / rate, int(rate * seconds * 1.2) + 10)
+    times = np.cumsum(gaps)
+    times = times[times < seconds]
+    began = loop.time()
+
+    async def ask(due: float, request: Request) -> None:
+        connection = await free.get()
+        status, load.last_body = await connection.ask(request)
+        load.latencies.append(loop.time() - due)
+        load.statuses[status] += 1
+        free.put_nowait(connection)
+
+    asked = []
+    for due, request in zip((began + times).tolist(), itertools.cycle(requests), strict=False):
+        wait_s = due - loop.time()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        asked.append(asyncio.create_task(ask(due, request)))
+    await asyncio.gather(*asked)
+    load.seconds = loop.time() - began
+    for connection in opened:
+        connection.close()
+    return load
