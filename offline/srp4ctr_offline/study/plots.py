@@ -31,8 +31,8 @@ def plot_differences(differences: Sequence[Difference], reference: str, path: Pa
     for place, one in enumerate(reversed(shown)):
         middle = one.paired["auc"]["difference"]
         low, high = one.paired["auc"]["interval_95"]
-        axes.plot([low, high], [place, place], color="tab:grey" if one.floor else "tab:blue")
-        axes.plot(middle, place, "o", color="tab:grey" if one.floor else "tab:blue")
+        axes.plot([low, high], [place, place], color="tab:blue")
+        axes.plot(middle, place, "o", color="tab:blue")
     axes.set_yticks(range(len(shown)), [one.name for one in reversed(shown)])
     axes.axvline(0, color="black", linewidth=1)
     axes.set(xlabel=f"AUC of {reference} minus this (right: {reference} is better)")

@@ -77,8 +77,6 @@ def models_section(measured: Measured, plots: Path) -> list[str]:
     ]
     differences = compared.differences()
     if differences:
-        path = plots / f"{measured.protocol}-differences.png"
-        plot_differences(differences, reference, path)
         blocks += [
             (
                 f"`{reference}` minus each other. Single: the difference of the means of single seeds. Paired: of the "
@@ -87,8 +85,17 @@ def models_section(measured: Measured, plots: Path) -> list[str]:
                 "averaging does."
             ),
             differences_table(differences, reference),
-            image(f"{plots.name}/{path.name}", f"{measured.protocol}: AUC of {reference} minus each other"),
         ]
+        # Floors are so far below that beside them the models could not be told apart.
+        models = [one for one in differences if not one.floor]
+        if models:
+            path = plots / f"{measured.protocol}-differences.png"
+            plot_differences(models, reference, path)
+            blocks.append(
+                image(
+                    f"{plots.name}/{path.name}", f"{measured.protocol}: AUC of {reference} minus each other"
+                )
+            )
     else:
         blocks.append(f"`{reference}` has no finished cell here, so that nothing is paired.")
     return blocks
