@@ -12,7 +12,7 @@ gone. Whatever cannot be answered is a `ServiceProblem`, and where nobody answer
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ValidationError
 
@@ -83,86 +83,67 @@ class Call(Generic[R]):
         raise ServiceProblem(problem)
 
 
-def score_call(
-    user_id: str,
-    item_ids: Sequence[str],
-    *,
-    context: Mapping[str, Scalar] | None = None,
-    candidate_features: Mapping[str, Sequence[Scalar]] | None = None,
-    items: Mapping[str, Attributes] | None = None,
-    user_features: Mapping[str, Scalar] | None = None,
-    deadline_ms: float | None = None,
-) -> Call[ScoreResponse]:
-    """POST /score; the arguments are the request's fields. Raises InvalidRequest."""
-    given = _given(
-        user_id=user_id,
-        item_ids=list(item_ids),
-        context=context,
-        candidate_features=candidate_features,
-        items=items,
-        user_features=user_features,
-        deadline_ms=deadline_ms,
-    )
+class ScoreFields(TypedDict, total=False):
+    """What a request to score may say besides user and candidates: see ScoreRequest."""
+
+    context: Mapping[str, Scalar]
+    candidate_features: Mapping[str, Sequence[Scalar]]
+    items: Mapping[str, Attributes]
+    user_features: Mapping[str, Scalar]
+    deadline_ms: float
+
+
+class RankFields(ScoreFields, total=False):
+    """What a request to rank may say besides user and candidates: see RankRequest."""
+
+    top_k: int
+
+
+def score_call(user_id: str, item_ids: Sequence[str], fields: ScoreFields) -> Call[ScoreResponse]:
+    """POST /score. Raises InvalidRequest."""
+    given = {"user_id": user_id, "item_ids": item_ids, **fields}
     return Call("POST", "/score", _body(ScoreRequest, given), ScoreResponse)
 
 
-def rank_call(
-    user_id: str,
-    item_ids: Sequence[str],
-    *,
-    top_k: int | None = None,
-    context: Mapping[str, Scalar] | None = None,
-    candidate_features: Mapping[str, Sequence[Scalar]] | None = None,
-    items: Mapping[str, Attributes] | None = None,
-    user_features: Mapping[str, Scalar] | None = None,
-    deadline_ms: float | None = None,
-) -> Call[RankResponse]:
-    """POST /rank; the arguments are the request's fields. Raises InvalidRequest."""
-    given = _given(
-        user_id=user_id,
-        item_ids=list(item_ids),
-        top_k=top_k,
-        context=context,
-        candidate_features=candidate_features,
-        items=items,
-        user_features=user_features,
-        deadline_ms=deadline_ms,
-    )
+def rank_call(user_id: str, item_ids: Sequence[str], fields: RankFields) -> Call[RankResponse]:
+    """POST /rank. Raises InvalidRequest."""
+    given = {"user_id": user_id, "item_ids": item_ids, **fields}
     return Call("POST", "/rank", _body(RankRequest, given), RankResponse)
 
 
-def batch_call(requests: Sequence[UserRequest], *, deadline_ms: float | None = None) -> Call[BatchResponse]:
+def batch_call(requests: Sequence[UserRequest], deadline_ms: float | None) -> Call[BatchResponse]:
     """POST /score/batch. Raises InvalidRequest."""
-    given = _given(requests=list(requests), deadline_ms=deadline_ms)
+    given: dict[str, Any] = {"requests": requests}
+    if deadline_ms is not None:
+        given["deadline_ms"] = deadline_ms
     return Call("POST", "/score/batch", _body(BatchRequest, given), BatchResponse)
 
 
 MODEL_CALL = Call("GET", "/model", None, ModelInfo)
 
 
-def _given(**fields: Any) -> dict[str, Any]:
-    return {
-        name: dict(value) if isinstance(value, Mapping) else value
-        for name, value in fields.items()
-        if value is not None
-    }
-
-
-def _body(kind: type[BaseModel], fields: dict[str, Any]) -> bytes:
-    if "candidate_features" in fields:
-        fields["candidate_features"] = {
-            name: list(values) for name, values in fields["candidate_features"].items()
-        }
-    if "items" in fields:
-        fields["items"] = {item_id: dict(attributes) for item_id, attributes in fields["items"].items()}
+def _body(kind: type[BaseModel], fields: Mapping[str, Any]) -> bytes:
     try:
-        return kind(**fields).model_dump_json(exclude_unset=True).encode()
+        return (
+            kind(**{name: _plain(value) for name, value in fields.items()})
+            .model_dump_json(exclude_unset=True)
+            .encode()
+        )
     except ValidationError as error:
         first, *others = [
             (".".join(map(str, one["loc"])) or "request", one["msg"])
             for one in error.errors(include_url=False, include_input=False)
         ]
         raise InvalidRequest(*first, *others) from None
+
+
+def _plain(value: object) -> object:
+    """Any mapping as a dict and any sequence as a list, which is what the types of requests take."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return list(value)
+    return value
 
 
 def _repeat(tried: int, happened: httpx.Response | httpx.TransportError) -> bool:
@@ -204,17 +185,17 @@ class Client:
         """Close all connections."""
         self._http.close()
 
-    def score(self, user_id: str, item_ids: Sequence[str], **fields: Any) -> ScoreResponse:
-        """Click probabilities of candidates, aligned with `item_ids`; further fields as in `score_call`."""
-        return self._send(score_call(user_id, item_ids, **fields))
+    def score(self, user_id: str, item_ids: Sequence[str], **fields: Unpack[ScoreFields]) -> ScoreResponse:
+        """Click probabilities of candidates, aligned with `item_ids`."""
+        return self._send(score_call(user_id, item_ids, fields))
 
-    def rank(self, user_id: str, item_ids: Sequence[str], **fields: Any) -> RankResponse:
-        """The candidates, the likeliest click first; further fields as in `rank_call`."""
-        return self._send(rank_call(user_id, item_ids, **fields))
+    def rank(self, user_id: str, item_ids: Sequence[str], **fields: Unpack[RankFields]) -> RankResponse:
+        """The candidates, the likeliest click first."""
+        return self._send(rank_call(user_id, item_ids, fields))
 
     def batch(self, requests: Sequence[UserRequest], *, deadline_ms: float | None = None) -> BatchResponse:
         """Click probabilities for several users, all by one model version."""
-        return self._send(batch_call(requests, deadline_ms=deadline_ms))
+        return self._send(batch_call(requests, deadline_ms))
 
     def model(self) -> ModelInfo:
         """The model that scores, and what it takes."""
@@ -256,19 +237,21 @@ class AsyncClient:
         """Close all connections."""
         await self._http.aclose()
 
-    async def score(self, user_id: str, item_ids: Sequence[str], **fields: Any) -> ScoreResponse:
-        """Click probabilities of candidates, aligned with `item_ids`; further fields as in `score_call`."""
-        return await self._send(score_call(user_id, item_ids, **fields))
+    async def score(
+        self, user_id: str, item_ids: Sequence[str], **fields: Unpack[ScoreFields]
+    ) -> ScoreResponse:
+        """Click probabilities of candidates, aligned with `item_ids`."""
+        return await self._send(score_call(user_id, item_ids, fields))
 
-    async def rank(self, user_id: str, item_ids: Sequence[str], **fields: Any) -> RankResponse:
-        """The candidates, the likeliest click first; further fields as in `rank_call`."""
-        return await self._send(rank_call(user_id, item_ids, **fields))
+    async def rank(self, user_id: str, item_ids: Sequence[str], **fields: Unpack[RankFields]) -> RankResponse:
+        """The candidates, the likeliest click first."""
+        return await self._send(rank_call(user_id, item_ids, fields))
 
     async def batch(
         self, requests: Sequence[UserRequest], *, deadline_ms: float | None = None
     ) -> BatchResponse:
         """Click probabilities for several users, all by one model version."""
-        return await self._send(batch_call(requests, deadline_ms=deadline_ms))
+        return await self._send(batch_call(requests, deadline_ms))
 
     async def model(self) -> ModelInfo:
         """The model that scores, and what it takes."""
