@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import InvalidRequest
 from srp4ctr.contract.http_types import UserRequest
+from srp4ctr.contract.id_index import Rows
 from srp4ctr.contract.state import UserState
 from srp4ctr.contract.transforms import CONTEXT, ITEM, ITEM_ID, USER
 from srp4ctr.contract.vocabulary import Codes
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.items import Vectors
 from srp4ctr.runtime.sessions import OnnxItems, OnnxScorer
-
-Rows = NDArray[np.int32]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The HTTP paths."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -26,11 +26,12 @@ from srp4ctr.contract.http_types import (
 )
 from srp4ctr.contract.transforms import CONTEXT
 from srp4ctr.runtime.redis_client import shown
-from srp4ctr_service.bodies import parse, read_body
+from srp4ctr_service.bodies import R, parse, read_body
 from srp4ctr_service.openapi import answers, takes
 from srp4ctr_service.parts import Parts
 from srp4ctr_service.request_scope import RequestInfo, Shortcut
 from srp4ctr_service.routing import PlainRoute
+from srp4ctr_service.scoring import Scoring
 
 _SHORTCUT = "the request scope answers POST requests of this path itself"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,22 +59,19 @@ async def batch(request: Request) -> Response:  # noqa: ARG001
 def shortcuts(parts: Callable[[], Parts]) -> dict[str, Shortcut]:
     """What answers the paths that are asked for most, by path, from the parts of the running app."""
 
-    async def score(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
-        of = parts()
-        body = await read_body(scope, receive, of.settings)
-        return await of.scoring.score(parse(ScoreRequest, body, of.settings), info)
+    def shortcut(kind: type[R], answer: Callable[[Scoring, R, RequestInfo], Awaitable[bytes]]) -> Shortcut:
+        async def serve(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
+            of = parts()
+            body = await read_body(scope, receive, of.settings)
+            return await answer(of.scoring, parse(kind, body, of.settings), info)
 
-    async def rank(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
-        of = parts()
-        body = await read_body(scope, receive, of.settings)
-        return await of.scoring.rank(parse(RankRequest, body, of.settings), info)
+        return serve
 
-    async def batch(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
-        of = parts()
-        body = await read_body(scope, receive, of.settings)
-        return await of.scoring.batch(parse(BatchRequest, body, of.settings), info)
-
-    return {"/score": score, "/rank": rank, "/score/batch": batch}
+    return {
+        "/score": shortcut(ScoreRequest, lambda scoring, *asked: scoring.score(*asked)),
+        "/rank": shortcut(RankRequest, lambda scoring, *asked: scoring.rank(*asked)),
+        "/score/batch": shortcut(BatchRequest, lambda scoring, *asked: scoring.batch(*asked)),
+    }
 
 
 async def model(request: Request) -> Response:

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import DeadlineMissed
 from srp4ctr.contract.http_types import BatchRequest, Degradation, RankRequest, ScoreRequest, Timed
+from srp4ctr.contract.id_index import Rows
 from srp4ctr.contract.state import UserState
 from srp4ctr_service.answers import Answer, written
 from srp4ctr_service.compute import Compute
-from srp4ctr_service.model import Question, Rows, ServedModel
+from srp4ctr_service.model import Question, ServedModel
 from srp4ctr_service.request_scope import RequestInfo
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.states import StateReader
@@ -64,20 +65,12 @@ class Scoring:
 
     async def score(self, request: ScoreRequest, info: RequestInfo) -> bytes:
         """The answer to POST /score."""
-        model = self._versions.current()
-        question = model.question(request)
-        turn = self._turn(model, request, info)
-        with self._compute.admit(len(question.item_ids), 1):
-            answer = await self._answer(turn, request.user_id, question)
+        turn, answer = await self._one(request, info)
         return self._end(turn, [answer], answer.how() | {"scores": answer.scores})
 
     async def rank(self, request: RankRequest, info: RequestInfo) -> bytes:
         """The answer to POST /rank."""
-        model = self._versions.current()
-        question = model.question(request)
-        turn = self._turn(model, request, info)
-        with self._compute.admit(len(question.item_ids), 1):
-            answer = await self._answer(turn, request.user_id, question)
+        turn, answer = await self._one(request, info)
         return self._end(turn, [answer], answer.how() | answer.best(request.top_k))
 
     async def batch(self, request: BatchRequest, info: RequestInfo) -> bytes:
@@ -92,6 +85,13 @@ class Scoring:
         with self._compute.admit(candidates, len(questions)):
             answers = await asyncio.gather(*(self._answer(turn, *one) for one in questions))
         return self._end(turn, answers, {"answers": [one.how() | {"scores": one.scores} for one in answers]})
+
+    async def _one(self, request: ScoreRequest, info: RequestInfo) -> tuple[Turn, Answer]:
+        model = self._versions.current()
+        question = model.question(request)
+        turn = self._turn(model, request, info)
+        with self._compute.admit(len(question.item_ids), 1):
+            return turn, await self._answer(turn, request.user_id, question)
 
     def _turn(self, model: ServedModel, request: Timed, info: RequestInfo) -> Turn:
         parsed = time.perf_counter()

@@ -140,13 +140,12 @@ class UserState:
 def encode_state(state: UserState, layout: StateLayout, fingerprint: bytes) -> bytes:
     """The state's bytes; arrays are cast or quantised to the layout's dtypes and must have its shapes."""
     body = bytearray(layout.payload_bytes(state.length))
-    offset = 0
-    for spec in layout.arrays:
+    for spec, (_, places) in zip(layout.arrays, layout.places(state.length), strict=True):
         array = state.arrays[spec.name]
         assert array.shape == spec.concrete(state.length), (spec, array.shape, state.length)
-        for part in _take_apart(array, spec.dtype):
-            body[offset : offset + part.nbytes] = part.tobytes()
-            offset += _aligned(part.nbytes)
+        for part, place in zip(_take_apart(array, spec.dtype), places, strict=True):
+            at = place.offset - HEADER_BYTES
+            body[at : at + part.nbytes] = part.tobytes()
     last = NO_TIME if state.last_event_at_ms is None else state.last_event_at_ms
     head = _HEADER.pack(
         MAGIC,

@@ -149,10 +149,11 @@ class Transforms:
         features = self.features(group)
         if not features and not values:
             return np.empty(0, np.int32)
-        held = self._held(group)
+        by_name = {feature.name: feature for feature in features}
         for name, value in values.items():
-            if name not in held or value is not None:
-                self._check_name(group, name, field)
+            if value is not None or name not in by_name:
+                _check_name(by_name, name, field)
+        held = {feature.name: feature.reference for feature in features if feature.reference is not None}
         given = {**values, **held}
         parts = [
             self._encode_value(group, feature, given.get(feature.name), f"{field}.{feature.name}")
@@ -168,36 +169,18 @@ class Transforms:
         Features of one value alone. `field` is the object's path in the request, for errors: InvalidRequest names the
         value at fault.
         """
-        features = {feature.name: (column, feature) for column, feature in enumerate(self.features(group))}
+        by_name = {feature.name: feature for feature in self.features(group)}
+        columns = {name: column for column, name in enumerate(by_name)}
         found = {}
         for name, column_values in values.items():
-            self._check_name(group, name, field)
-            column, feature = features[name]
-            path = f"{field}.{name}"
+            _check_name(by_name, name, field)
+            feature, path = by_name[name], f"{field}.{name}"
             codes = [
                 self._encode_value(group, feature, value, f"{path}[{place}]")
                 for place, value in enumerate(column_values)
             ]
-            found[column] = np.concatenate(codes)[:, 0] if codes else np.empty(0, np.int32)
+            found[columns[name]] = np.concatenate(codes)[:, 0] if codes else np.empty(0, np.int32)
         return found
-
-    def _held(self, group: str) -> dict[str, Any]:
-        return {
-            feature.name: feature.reference
-            for feature in self.features(group)
-            if feature.reference is not None
-        }
-
-    def _check_name(self, group: str, name: str, field: str) -> None:
-        held = self._held(group)
-        if name in held:
-            message = f"is held at its reference, {json.dumps(held[name])}, when serving; leave it out"
-            raise InvalidRequest(f"{field}.{name}", message)
-        known = {feature.name for feature in self.features(group)}
-        if name not in known:
-            known -= held.keys()
-            offer = f"known are {', '.join(sorted(known))}" if known else "the model takes none"
-            raise InvalidRequest(f"{field}.{name}", f"unknown feature; {offer}")
 
     def at_reference(self, codes: Codes) -> Codes:
         """Context codes [..., W] of logged rows as serving would have them: features with a reference hold its code."""
@@ -258,6 +241,18 @@ class Transforms:
             sha.update(f"{key} {len(boundaries)}\n".encode())
             sha.update(boundaries.astype("<f8").tobytes())
         return sha.digest()
+
+
+def _check_name(features: Mapping[str, Feature], name: str, field: str) -> None:
+    """Whether a request may give a feature of that name; raises InvalidRequest."""
+    if name not in features:
+        known = sorted(one.name for one in features.values() if one.reference is None)
+        offer = f"known are {', '.join(known)}" if known else "the model takes none"
+        raise InvalidRequest(f"{field}.{name}", f"unknown feature; {offer}")
+    reference = features[name].reference
+    if reference is not None:
+        message = f"is held at its reference, {json.dumps(reference)}, when serving; leave it out"
+        raise InvalidRequest(f"{field}.{name}", message)
 
 
 def _request_text(value: Any, path: str) -> str:

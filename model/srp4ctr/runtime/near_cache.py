@@ -36,8 +36,8 @@ class NearCache:
 
     def get(self, key: str) -> Kept | None:
         """What is known to be true of the key; None where nothing is."""
-        kept = self._kept.get(key)
-        if kept is None or kept.connection != self._connection or time.monotonic() > kept.until:
+        kept = self.last_known(key)
+        if kept is None or kept.connection != self._connection:
             return None
         self._kept.move_to_end(key)
         return kept
