@@ -21,6 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 import pytest
 import redis
 import structlog
+import uvicorn
 
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.local_redis import find_server
@@ -34,7 +35,8 @@ from srp4ctr_offline.prepare import main as prepare_main
 from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.pretrain import main as pretrain_main
 from srp4ctr_service.app import create_app
-from srp4ctr_service.serve import listen, make_server
+from srp4ctr_service.serve import listen
+from srp4ctr_service.server import server_config
 from srp4ctr_service.settings import Settings
 
 START_LIMIT_S = 20.0
@@ -174,7 +176,7 @@ def serving() -> Callable[[Settings], AbstractContextManager[httpx.Client]]:
     def run(settings: Settings) -> Iterator[httpx.Client]:
         assert settings.redis_url is not None
         with listen(settings) as listener:
-            server = make_server(create_app(settings, settings.redis_url), settings)
+            server = uvicorn.Server(server_config(create_app(settings, settings.redis_url), settings))
             thread = threading.Thread(target=lambda: server.run([listener]))
             thread.start()
             try:

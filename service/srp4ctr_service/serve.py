@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import structlog
 import uvicorn
-from starlette.types import ASGIApp
 
 from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.local_redis import LocalRedis
@@ -17,7 +16,9 @@ from srp4ctr.runtime.redis_supervisor import Supervisor
 from srp4ctr.runtime.settings import ENV_PREFIX, read_settings
 from srp4ctr_service import logs
 from srp4ctr_service.app import create_app
+from srp4ctr_service.server import server_config
 from srp4ctr_service.settings import Settings
+from srp4ctr_service.workers import run_workers, usable_cpus
 
 log = structlog.get_logger()
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         epilog=settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name in ("host", "port", "log_level"):
+    for name in ("host", "port", "workers", "log_level"):
         field = Settings.model_fields[name]
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -52,11 +53,14 @@ def main(argv: Sequence[str]) -> int:
         listener = stack.enter_context(listen(settings))
         logs.configure(settings.log_level)
         url = settings.redis_url or stack.enter_context(Supervisor(LocalRedis(settings)))
-        server = make_server(create_app(settings, url), settings)
         host, port = listener.getsockname()[:2]
-        log.info("serving", address=f"http://{host}:{port}", redis=shown(url), var_dir=str(settings.var_dir))
+        workers = settings.workers or usable_cpus()
+        where = f"http://{host}:{port}"
+        log.info("serving", address=where, workers=workers, redis=shown(url), var_dir=str(settings.var_dir))
         with _signals_end_only_the_server():
-            server.run(sockets=[listener])
+            if workers > 1:
+                return 0 if run_workers(settings, url, listener, workers) else 1
+            uvicorn.Server(server_config(create_app(settings, url), settings)).run(sockets=[listener])
     return 0
 
 
@@ -79,24 +83,6 @@ def listen(settings: Settings) -> socket.socket:
             f"cannot listen at {settings.host}:{settings.port}: {error.strerror}; "
             "choose another SRP4CTR_HOST or SRP4CTR_PORT"
         ) from error
-
-
-def make_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
-    """A uvicorn server for the app; request lines are logged by the app itself."""
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        # Nothing here asks who the client is.
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.graceful_stop_s,
-    )
-    return uvicorn.Server(config)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,12 @@ class Settings(StoreSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen at")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen at; 0 takes a free one")
+    workers: int = Field(
+        default=1,
+        ge=0,
+        description="processes that answer, each on a core of its own; 0 takes as many as there are CPUs, or as the "
+        "container's CPU quota allows",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level of log lines; info has one line a request"
     )

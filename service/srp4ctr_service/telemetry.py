@@ -1,13 +1,17 @@
-"""Prometheus metrics of one service process. Every label takes values from a closed set, or one value at a time."""
+"""Prometheus metrics, of one process or of all workers. Every label takes values from a closed set, or one at a time."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from srp4ctr.contract.http_types import Degradation, StateStatus, Tier
-from srp4ctr.runtime.state_reads import StateReads
 
+SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder in which workers count together. prometheus_client reads it when it is imported."""
 STAGES = ("parse", "state", "queue", "rows", "model", "answer", "total")
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _CANDIDATES = (1, 10, 25, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -18,7 +22,11 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        folder = os.environ.get(SHARED_VARIABLE)
+        self._shared = None if folder is None else Path(folder)
+        if self._shared is None:
+            # Of one process, which says nothing where there are more.
+            ProcessCollector(registry=registry)
         seconds = Histogram(
             "srp4ctr_score_seconds",
             "Time of one stage of POST /score: parse the body, read the user's state, queue for the model, "
@@ -55,19 +63,21 @@ class Telemetry:
         self._requests = Counter(
             "srp4ctr_requests", "Requests by route and status", ["route", "status"], registry=registry
         )
-        self._version = Gauge(
-            "srp4ctr_model_info", "1 for the version served", ["version"], registry=registry
+        reads = Counter(
+            "srp4ctr_near_cache_reads",
+            "Reads of user states by the near cache",
+            ["result"],
+            registry=registry,
         )
-
-    def watch(self, reads: StateReads) -> None:
-        """Show how many reads of user states the near cache answered."""
-        for name, value in (("hits", lambda: reads.hits), ("misses", lambda: reads.misses)):
-            gauge = Gauge(
-                f"srp4ctr_near_cache_{name}",
-                f"{name.capitalize()} of the near cache since the start",
-                registry=self.registry,
-            )
-            gauge.set_function(value)
+        self.near_cache = {hit: reads.labels(result) for hit, result in ((True, "hit"), (False, "miss"))}
+        self._versions = Gauge(
+            "srp4ctr_model_info",
+            "Workers that serve the version",
+            ["version"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._version: str | None = None
 
     def observe_stages(self, seconds: Mapping[str, float]) -> None:
         """Count the time that each stage took, in seconds."""
@@ -82,11 +92,29 @@ class Telemetry:
         """Count a request; `route` is a path of the app or `unmatched`, never what a client sent."""
         self._requests.labels(route, status).inc()
 
+    def count_near_cache(self, hit: bool) -> None:
+        """Count a read of a user's state."""
+        self.near_cache[hit].inc()
+
     def serve_version(self, version: str) -> None:
         """Show the version as the one served, and no other."""
-        self._version.clear()
-        self._version.labels(version).set(1)
+        if self._version is not None:
+            self._versions.labels(self._version).set(0)
+        self._version = version
+        self._versions.labels(version).set(1)
 
     def text(self) -> bytes:
         """The metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
+        if self._shared is None:
+            return generate_latest(self.registry)
+        for pid in _dead(self._shared):
+            mark_process_dead(pid, str(self._shared))  # type: ignore[no-untyped-call]
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+def _dead(folder: Path) -> set[int]:
+    """Workers that counted here and have ended: what they served, they serve no more."""
+    pids = {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}
+    return {pid for pid in pids if not Path(f"/proc/{pid}").exists()}

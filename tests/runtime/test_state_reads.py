@@ -27,11 +27,21 @@ def run(redis_server, scenario, limits=LIMITS, entries=100, keep_s=60.0):
 
     async def opened():
         cache = NearCache(entries, keep_s)
-        reads = StateReads(read_pool(StoreSettings(), redis_server.url), limits, cache)
+        reads = _Counting(read_pool(StoreSettings(), redis_server.url), limits, cache)
         async with contextlib.aclosing(_Closing(reads)):
             return await scenario(reads)
 
     return asyncio.run(opened())
+
+
+class _Counting(StateReads):
+    def __init__(self, *parts):
+        super().__init__(*parts, self.count)
+        self.hits = self.misses = 0
+
+    def count(self, hit):
+        self.hits += hit
+        self.misses += not hit
 
 
 class _Closing:

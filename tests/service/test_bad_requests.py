@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import pytest
 
@@ -147,6 +148,32 @@ def test_body_that_never_arrives(start, settings):
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as raw:
         raw.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         assert raw.recv(65_536).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("piece", [b"a: b\r\n" * 1000, b"x" * 6000], ids=["many headers", "one long header"])
+def test_head_without_end(shared_api, piece):
+    """A client whose headers never end is cut off, however it fills them, and the next one is served."""
+    with socket.create_connection((shared_api.base_url.host, shared_api.base_url.port), timeout=30) as raw:
+        raw.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nlong: ")
+        with pytest.raises(ConnectionError):
+            _send_on(raw, piece)
+    assert shared_api.post("/score", content=good()).status_code == 200
+
+
+def _send_on(raw, piece):
+    for _ in range(1000):
+        raw.sendall(piece)
+        time.sleep(0.001)
+
+
+def test_long_head_is_told(shared_api):
+    """A head that is too long is answered with what is wrong, where the client listens."""
+    with socket.create_connection((shared_api.base_url.host, shared_api.base_url.port), timeout=30) as raw:
+        raw.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nlong: ")
+        raw.sendall(b"x" * 33_000)
+        answer = raw.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"/problems/headers-too-large" in answer
 
 
 def test_client_that_leaves_early_does_no_harm(shared_api):

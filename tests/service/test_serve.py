@@ -6,15 +6,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 
+from srp4ctr.client import Client
 from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.local_redis import LocalRedis
 from srp4ctr.runtime.settings import StoreSettings
+from srp4ctr_service import workers
 from srp4ctr_service.serve import main
 from srp4ctr_service.settings import Settings
 
@@ -34,17 +39,21 @@ def environment(short_folder, first):
 
 @contextmanager
 def served(environment):
-    """A running `srp4ctr serve`: its process and a client; the log lines so far are in process.lines."""
+    """A running `srp4ctr serve`: its process and a client; its log lines are in the var folder's `log`."""
     command = [sys.executable, "-m", "srp4ctr.cli", "serve"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+    with (
+        _log(environment).open("wb") as log,
+        subprocess.Popen(command, env=environment, stdout=log) as process,
+    ):
         try:
-            lines = []
-            while not lines or lines[-1]["event"] != "serving":
-                line = process.stdout.readline()
-                assert line, lines
-                lines.append(json.loads(line))
-            with httpx.Client(base_url=lines[-1]["address"], timeout=LIMIT_S) as client:
-                give_up_at = time.monotonic() + LIMIT_S
+            give_up_at = time.monotonic() + LIMIT_S
+            while not (
+                address := [line["address"] for line in lines(environment) if line["event"] == "serving"]
+            ):
+                assert process.poll() is None
+                assert time.monotonic() < give_up_at
+                time.sleep(0.02)
+            with httpx.Client(base_url=address[0], timeout=LIMIT_S) as client:
                 while time.monotonic() < give_up_at:
                     try:
                         client.get("/livez")
@@ -55,6 +64,19 @@ def served(environment):
         finally:
             if process.poll() is None:
                 process.kill()
+
+
+def _log(environment):
+    return Path(environment["SRP4CTR_VAR_DIR"]) / "log"
+
+
+def lines(environment):
+    """The log lines that are complete by now."""
+    return [
+        json.loads(line)
+        for line in _log(environment).read_bytes().splitlines(keepends=True)
+        if line.endswith(b"\n")
+    ]
 
 
 def activate(environment, known):
@@ -101,16 +123,16 @@ def test_killed_local_redis_comes_back(environment, first, wait_until):
         wait_until(recovered)
         assert seen[-1]["degraded"] == []
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=LIMIT_S)
+        process.wait(LIMIT_S)
     assert process.returncode == 0
     assert not local.alive()
-    lines = [json.loads(line) for line in output.splitlines()]
-    requests = [line for line in lines if line["event"] == "request" and line["route"] == "/score"]
+    logged = lines(environment)
+    requests = [line for line in logged if line["event"] == "request" and line["route"] == "/score"]
     assert len(requests) == 1 + len(seen)
     assert {line["state"] for line in requests} == {"fresh", "stale"}
     assert all(line["request_id"] and line["candidates"] == 3 for line in requests)
-    assert any("restarted" in line["event"] for line in lines)
-    assert b"secret" not in output
+    assert any("restarted" in line["event"] for line in logged)
+    assert "secret" not in _log(environment).read_text()
 
 
 def test_interrupt_ends_in_order(environment):
@@ -118,10 +140,162 @@ def test_interrupt_ends_in_order(environment):
     with served(environment) as (process, client):
         assert client.post("/score", json=GOOD).status_code == 503
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=LIMIT_S)
+        process.wait(LIMIT_S)
     assert process.returncode == 0
     local = LocalRedis(StoreSettings(var_dir=environment["SRP4CTR_VAR_DIR"]))
     assert not local.alive()
+
+
+def pids(process):
+    """The worker processes of a `srp4ctr serve --workers N`."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    return {pid for pid, command in commands.items() if b"spawn_main" in command}
+
+
+def ready(client):
+    """Whether a worker that has a model answers; none may be there for a moment."""
+    try:
+        return client.get("/readyz", headers={"connection": "close"}).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def counted(client, metric):
+    """A metric's value, as any one of the workers shows it."""
+    lines = client.get("/metrics", headers={"connection": "close"}).text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return float(values.get(metric, 0))
+
+
+def test_workers_share_the_port_and_the_metrics(environment, first, wait_until):
+    """Every worker scores, each shows what all have counted, and what a killed one served is shown no more."""
+    environment = environment | {"SRP4CTR_WORKERS": "2"}
+    activate(environment, first)
+    serving = f'srp4ctr_model_info{{version="{first.version}"}}'
+    requests = 'srp4ctr_requests_total{route="/score",status="200"}'
+    with served(environment) as (process, client):
+        wait_until(lambda: ready(client) and counted(client, serving) == 2)
+        before = pids(process)
+        assert len(before) == 2
+        answering = set()
+        for sent in range(1, 200):
+            # A connection of its own each, so that both workers get some.
+            answer = client.post("/score", json=GOOD, headers={"connection": "close"})
+            assert answer.json()["user_state"]["status"] == "fresh"
+            answering.add(answer.json()["request_id"][:8])
+            if len(answering) == 2 and sent >= 20:
+                break
+        assert len(answering) == 2
+        assert {counted(client, requests) for _ in range(10)} == {sent}
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(pids(process) - before) == 1)
+        wait_until(lambda: ready(client) and counted(client, serving) == 2)
+        assert counted(client, requests) == sent
+        process.send_signal(signal.SIGTERM)
+        process.wait(LIMIT_S)
+    assert process.returncode == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in before)
+
+
+def test_workers_are_replaced_under_load(environment, first, wait_until):
+    """SIGHUP puts a new process in each worker's place, and a client notices nothing of it."""
+    environment = environment | {"SRP4CTR_WORKERS": "2"}
+    activate(environment, first)
+    with served(environment) as (process, client):
+        wait_until(lambda: ready(client))
+        before = pids(process)
+        stop = threading.Event()
+
+        def ask():
+            asked = 0
+            with Client(str(client.base_url)) as scoring:
+                while not stop.is_set():
+                    assert len(scoring.score(**GOOD).scores) == 3
+                    asked += 1
+            return asked
+
+        with ThreadPoolExecutor(2) as pool:
+            asking = [pool.submit(ask) for _ in range(2)]
+            try:
+                process.send_signal(signal.SIGHUP)
+                wait_until(lambda: len(pids(process)) == 2 and not pids(process) & before)
+            finally:
+                stop.set()
+            assert all(task.result() for task in asking)
+        process.send_signal(signal.SIGTERM)
+        process.wait(LIMIT_S)
+    assert process.returncode == 0
+
+
+def test_workers_end_with_their_supervisor(environment, wait_until):
+    """No worker outlives a supervisor that was killed: it would hold the port, and nobody would restart it."""
+    with served(environment | {"SRP4CTR_WORKERS": "2"}) as (process, _):
+        wait_until(lambda: len(pids(process)) == 2)
+        workers = pids(process)
+        process.kill()
+        process.wait(LIMIT_S)
+        wait_until(lambda: not any(_alive(pid) for pid in workers))
+
+
+def _alive(pid):
+    try:
+        # A zombie has ended; nobody here is its parent.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_stop_finishes_what_was_accepted(environment, first, wait_until):
+    """A request whose body is still on its way when the service is told to stop is answered."""
+    activate(environment, first)
+    with served(environment) as (process, client):
+        wait_until(lambda: ready(client))
+        body = json.dumps(GOOD).encode()
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, timeout=LIMIT_S) as slow:
+            head = f"POST /score HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}\r\n\r\n"
+            slow.sendall(head.encode() + body[:10])
+            wait_until(lambda: b"srp4ctr" in client.get("/metrics").content)
+            process.send_signal(signal.SIGTERM)
+            # When nobody is listening any more, it is stopping.
+            wait_until(lambda: not _listens(address))
+            slow.sendall(body[10:])
+            answer = slow.makefile("rb").read()
+        process.wait(LIMIT_S)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"scores":[' in answer
+    assert process.returncode == 0
+
+
+def _listens(address):
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "350000 100000"}, 3),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+    ],
+)
+def test_as_many_workers_as_the_container_has_cpus(monkeypatch, tmp_path, files, cpus):
+    """`--workers 0` respects a container's CPU quota, by either version of control groups."""
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    monkeypatch.setattr(workers, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert workers.usable_cpus() == cpus
 
 
 def test_taken_port_is_a_clear_error(monkeypatch, short_folder):

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +94,21 @@ class StateReads:
     has arrived before it counts the next.
     """
 
-    def __init__(self, pool: redis.asyncio.ConnectionPool, limits: Limits, cache: NearCache) -> None:
-        """Connections come from `pool`, which must speak RESP 3; values are kept in `cache`."""
+    def __init__(
+        self,
+        pool: redis.asyncio.ConnectionPool,
+        limits: Limits,
+        cache: NearCache,
+        count: Callable[[bool], None],
+    ) -> None:
+        """Connections come from `pool`, which must speak RESP 3; values are kept in `cache`.
+
+        `count` is told of each read whether the cache answered it.
+        """
         self._pool = pool
         self._limits = limits
         self._cache = cache
+        self._count = count
         self._link: _Link | None = None
         self._opening: asyncio.Task[None] | None = None
         self._unsent: list[_Read] = []
@@ -109,15 +120,13 @@ class StateReads:
         self._probe_at = 0.0
         self._told = False
         """Whether Redis tells what changes: only then may be kept what was read."""
-        self.hits = self.misses = 0
 
     async def get(self, key: str) -> Kept:
         """The key's value, which is None where there is none; raises StoreUnavailable and StateCorrupt."""
         kept = self._cache.get(key)
+        self._count(kept is not None)
         if kept is not None:
-            self.hits += 1
             return kept
-        self.misses += 1
         if self._lost:
             now = time.monotonic()
             if now < self._probe_at:

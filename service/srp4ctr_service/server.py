@@ -1,0 +1,33 @@
+"""How uvicorn serves the app, in one process or as one of several workers."""
+
+from collections.abc import Callable
+
+from starlette.types import ASGIApp
+from uvicorn import Config
+
+from srp4ctr_service.bounded_http import BoundedHttp
+from srp4ctr_service.settings import Settings
+
+WORKER_LIMIT_S = 60
+
+
+def server_config(app: ASGIApp | Callable[[], ASGIApp], settings: Settings, workers: int = 1) -> Config:
+    """uvicorn's configuration; where there are several workers, `app` makes the app of one."""
+    return Config(
+        app,
+        factory=workers > 1,
+        workers=workers,
+        loop="uvloop",
+        http=BoundedHttp,
+        ws="none",
+        lifespan="on",
+        # Request lines are logged by the app itself.
+        log_config=None,
+        access_log=False,
+        # Nothing here asks who the client is.
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.graceful_stop_s,
+        # Also the time that a worker gets to start when it replaces another, which loads a bundle first.
+        timeout_worker_healthcheck=WORKER_LIMIT_S,
+    )
