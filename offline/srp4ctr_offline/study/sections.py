@@ -31,8 +31,8 @@ ABLATIONS = {
     "no-cross-attention": "candidates see the tokens' mean, and no recent events",
     "no-recent-events": "candidates see the tokens alone",
 }
-ABLATED = "no-teacher"
-"""What ablations leave a part out of, where a protocol has it: they have no teacher either."""
+ABLATED = "tokens-short"
+"""What ablations leave a part out of, where a protocol has it: pre-trained as long as they are, without a teacher."""
 EQUAL_CPU = ("din", "din-budget")
 FLOOR_TO_BEAT = "item_mean_user_residual"
 

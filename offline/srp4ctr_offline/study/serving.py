@@ -12,7 +12,16 @@ from srp4ctr_offline.study.plots import Point, plot_frontier
 
 AGAINST = "din"
 COSTED = ("sequence", AGAINST)
-FRONTIER = ("tokens-q4", "tokens-q8", "no-teacher", "tokens-q32", "tokens-q64", "tokens", "sequence")
+FRONTIER = (
+    "tokens-q4",
+    "tokens-q8",
+    "tokens-short",
+    "tokens-q32",
+    "tokens-q64",
+    "tokens",
+    "sequence-short",
+    "sequence",
+)
 PAPER_PERCENT = {1: 182, 100: 21}
 """FLOPs per candidate over DIN + MMoE, the user computed once a request: CIKM 2024, arXiv 2407.19658."""
 
