@@ -1,6 +1,5 @@
 """Request bodies: read within limits, parsed once, and errors that name the field."""
 
-import asyncio
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -9,6 +8,7 @@ from starlette.types import Receive, Scope
 
 from srp4ctr.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, MalformedBody
 from srp4ctr.contract.http_types import BatchRequest, Timed, UserRequest
+from srp4ctr_service.bounded_http import is_late
 from srp4ctr_service.settings import Settings
 
 BODY = "body"
@@ -27,19 +27,17 @@ async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes
     if announced.isdigit() and int(announced) > limit:
         raise BodyTooLarge(BODY, f"{int(announced)} bytes are more than the {limit} that the service takes")
     body: bytes = b""
-    try:
-        async with asyncio.timeout(settings.body_timeout_ms / 1000):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                body += message.get("body", b"")
-                if len(body) > limit:
-                    raise BodyTooLarge(BODY, f"more than the {limit} bytes that the service takes")
-                if not message.get("more_body", False):
-                    return body
-    except TimeoutError:
-        raise BodyTimeout(BODY, f"not all of it arrived within {settings.body_timeout_ms} ms") from None
+    while True:
+        message = await receive()
+        if is_late(scope):
+            raise BodyTimeout(BODY, f"not all of it arrived within {settings.arrival_timeout_ms} ms")
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise BodyTooLarge(BODY, f"more than the {limit} bytes that the service takes")
+        if not message.get("more_body", False):
+            return body
 
 
 def parse(kind: type[R], body: bytes, settings: Settings) -> R:

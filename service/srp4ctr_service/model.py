@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import InvalidRequest
 from srp4ctr.contract.http_types import UserRequest
-from srp4ctr.contract.id_index import Rows
+from srp4ctr.contract.id_index import RecentRows, Rows
 from srp4ctr.contract.state import UserState
 from srp4ctr.contract.transforms import CONTEXT, ITEM, ITEM_ID, USER
 from srp4ctr.contract.vocabulary import Codes
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.items import Vectors
 from srp4ctr.runtime.sessions import OnnxItems, OnnxScorer
+
+_NONE = np.empty(0, np.intp)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class ServedModel:
     bundle: Bundle
     scorer: OnnxScorer
     items: OnnxItems
+    recent: RecentRows
 
     @classmethod
     def load(cls, folder: Path, threads: int) -> Self:
@@ -48,7 +51,9 @@ class ServedModel:
         Raises BundleError.
         """
         bundle = Bundle.open(folder)
-        model = cls(bundle, OnnxScorer(bundle, threads), OnnxItems(bundle, threads))
+        model = cls(
+            bundle, OnnxScorer(bundle, threads), OnnxItems(bundle, threads), RecentRows(bundle.items.index)
+        )
         model.score(
             bundle.cold_state, model.question(UserRequest(user_id="0", item_ids=["0"])), np.zeros(1, np.int32)
         )
@@ -74,12 +79,14 @@ class ServedModel:
 
     def rows(self, question: Question) -> Rows:
         """Rows [C] of the item table; 0 where the catalogue lacks an item."""
-        return self.bundle.items.rows(question.item_ids)
+        return self.recent.rows(question.item_ids)
 
     def unknown(self, question: Question, rows: Rows) -> NDArray[np.intp]:
         """Places of items of which neither the catalogue nor the request knows anything."""
+        if rows.all():
+            return _NONE
         places = np.flatnonzero(rows == 0)
-        if question.own_items and len(places):
+        if question.own_items:
             own = [question.item_ids[place] in question.own_items for place in places.tolist()]
             places = places[~np.array(own)]
         return places

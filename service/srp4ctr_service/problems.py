@@ -48,7 +48,7 @@ BY_STATUS = {
 BY_ERROR: tuple[tuple[type[Exception], Kind], ...] = (
     (MalformedBody, Kind("malformed-body", 400, "The body is not JSON")),
     (BodyTooLarge, Kind("body-too-large", 413, "The body is too large")),
-    (BodyTimeout, Kind("body-timeout", 408, "The body did not arrive in time")),
+    (BodyTimeout, Kind("request-timeout", 408, "The request did not arrive in time")),
     (InvalidRequest, Kind("invalid-request", 422, "The request does not fit the interface or the model")),
     (NotAuthorized, Kind("not-authorized", 401, "The request has no valid API key")),
     (Overloaded, Kind("overloaded", 503, "The service has more to do than it can")),

@@ -1,6 +1,7 @@
 """How uvicorn serves the app, in one process or as one of several workers."""
 
 from collections.abc import Callable
+from functools import partial
 
 from starlette.types import ASGIApp
 from uvicorn import Config
@@ -18,7 +19,7 @@ def server_config(app: ASGIApp | Callable[[], ASGIApp], settings: Settings, work
         factory=workers > 1,
         workers=workers,
         loop="uvloop",
-        http=BoundedHttp,
+        http=partial(BoundedHttp, arrival_s=settings.arrival_timeout_ms / 1000),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         # Request lines are logged by the app itself.

@@ -36,7 +36,9 @@ class Settings(StoreSettings):
         default=20_000, ge=1, description="most item_ids that all users of a batch may have together"
     )
     max_body_bytes: int = Field(default=1 << 20, gt=0, description="largest body taken, bytes")
-    body_timeout_ms: int = Field(default=5000, gt=0, description="limit for a body to arrive, milliseconds")
+    arrival_timeout_ms: int = Field(
+        default=5000, gt=0, description="limit for a request to arrive, from its first byte on, milliseconds"
+    )
     deadline_ms: float = Field(
         default=500, gt=0, description="time for the whole answer where the request gives none, milliseconds"
     )

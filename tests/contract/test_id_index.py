@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srp4ctr.contract.id_index import IdIndex
+from srp4ctr.contract.id_index import IdIndex, RecentRows
 from srp4ctr.contract.vocabulary import to_texts
 
 ids_st = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=20)
@@ -23,6 +23,17 @@ def test_ids_are_found_where_they_stand(known: list[str], others: list[str]) -> 
     places = {one: place + 1 for place, one in enumerate(sorted(known, key=str.encode))}
     asked = [*known, *others, *(one + "x" for one in known), *(one[:-1] for one in known if len(one) > 1)]
     assert index.rows(asked).tolist() == [places.get(one, 0) for one in asked] if asked else True
+
+
+@settings(max_examples=200)
+@given(st.lists(ids_st, unique=True, max_size=20), st.data(), st.integers(1, 30))
+def test_recent_ids_change_nothing(known: list[str], data: st.DataObject, entries: int) -> None:
+    """What is remembered of earlier requests gives the rows that the index gives, however little is remembered."""
+    index = index_of(known)
+    recent = RecentRows(index, entries)
+    id_st = st.one_of(st.sampled_from(known), ids_st) if known else ids_st
+    for asked in data.draw(st.lists(st.lists(id_st, min_size=1, max_size=20), max_size=5)):
+        assert recent.rows(asked).tolist() == index.rows(asked).tolist()
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 15, 16, 256])

@@ -144,10 +144,41 @@ def test_streamed_body_too_large(shared_api):
 
 def test_body_that_never_arrives(start, settings):
     """A client that announces a body and sends half of it gets an answer within the limit for bodies."""
-    client = start(settings.model_copy(update={"body_timeout_ms": 50}))
+    client = start(settings.model_copy(update={"arrival_timeout_ms": 50}))
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as raw:
         raw.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
-        assert raw.recv(65_536).startswith(b"HTTP/1.1 408 ")
+        answer = raw.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"/problems/request-timeout" in answer
+    assert b"x-request-id" in answer
+
+
+def test_head_that_never_ends(start, settings):
+    """A client that stops in the middle of its headers is told so within the same limit, and cut off."""
+    client = start(settings.model_copy(update={"arrival_timeout_ms": 50}))
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as raw:
+        raw.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-le")
+        answer = raw.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"/problems/request-timeout" in answer
+
+
+def test_slow_but_whole_request_is_served(first, activate, start, settings):
+    """A request that comes in pieces is served if it is whole in time, and so is the next on its connection."""
+    activate(first)
+    client = start(settings.model_copy(update={"arrival_timeout_ms": 400}))
+    body = good()
+    head = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as raw:
+        for _ in range(2):
+            for piece in (head[:10], head[10:], body[:5], body[5:]):
+                raw.sendall(piece)
+                time.sleep(0.02)
+            assert raw.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        # Nothing is on its way now, however long that lasts.
+        time.sleep(0.5)
+        raw.sendall(head + body)
+        assert raw.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("piece", [b"a: b\r\n" * 1000, b"x" * 6000], ids=["many headers", "one long header"])

@@ -73,6 +73,28 @@ class IdIndex:
             return np.array([one.encode() for one in ids], dtype=self.ids.dtype)
 
 
+class RecentRows:
+    """Rows of the ids that were asked for last: a small dictionary is faster than any table of all ids."""
+
+    def __init__(self, index: IdIndex, entries: int = 50_000) -> None:
+        """Keeps at most about so many ids, some 10 MB of them by default."""
+        self._index = index
+        self._entries = entries
+        self._rows: dict[str, int] = {}
+
+    def rows(self, ids: Sequence[str]) -> Rows:
+        """As the index gives them."""
+        found = list(map(self._rows.get, ids))
+        if None in found:
+            missing = [place for place, row in enumerate(found) if row is None]
+            looked_up = self._index.rows([ids[place] for place in missing]).tolist()
+            if len(self._rows) + len(missing) > self._entries:
+                self._rows.clear()
+            for place, row in zip(missing, looked_up, strict=True):
+                found[place] = self._rows[ids[place]] = row
+        return np.array(found, np.int32)
+
+
 def _placed(mixed: Words, size: int) -> Rows | None:
     """Slots of so many that have every row but the first in one of its two; None where that was not found."""
     slots = np.zeros(size, np.int32)
