@@ -1,13 +1,13 @@
-"""The bytes of answers: JSON without a Python object per candidate."""
+"""Answers, without a Python object per candidate."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from srp4ctr.contract.http_types import Degradation, Tier
+from srp4ctr_service.request_scope import RequestInfo
 from srp4ctr_service.states import StateView
 
 
@@ -38,7 +38,6 @@ class Answer:
         return {"item_ids": [ids[place] for place in order.tolist()], "scores": self.scores[order]}
 
 
-def written(request_id: str, version: str, content: dict[str, Any]) -> bytes:
-    """An answer's JSON."""
-    content = {"request_id": request_id, "model_version": version, **content}
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+def written(info: RequestInfo, version: str, content: dict[str, Any]) -> bytes:
+    """An answer, in the format of its request."""
+    return info.format.write({"request_id": info.request_id, "model_version": version, **content})

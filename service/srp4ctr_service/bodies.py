@@ -9,9 +9,9 @@ from starlette.types import Receive, Scope
 from srp4ctr.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, MalformedBody
 from srp4ctr.contract.http_types import BatchRequest, Timed, UserRequest
 from srp4ctr_service.bounded_http import is_late
+from srp4ctr_service.formats import BODY, Format
 from srp4ctr_service.settings import Settings
 
-BODY = "body"
 NUL = "must not contain the character NUL"
 MAX_ERRORS = 20
 R = TypeVar("R", bound=Timed)
@@ -40,10 +40,10 @@ async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes
             return body
 
 
-def parse(kind: type[R], body: bytes, settings: Settings) -> R:
-    """The request in a body; raises MalformedBody where it is not JSON, and InvalidRequest naming each field."""
+def parse(kind: type[R], body: bytes, written: Format, settings: Settings) -> R:
+    """The request in a body; raises MalformedBody where it is not of the format, and InvalidRequest naming each field."""
     try:
-        request = kind.model_validate_json(body)
+        request: R = written.read(kind, body)
     except ValidationError as error:
         raise _invalid(error) from None
     if isinstance(request, BatchRequest):

@@ -1,6 +1,7 @@
 """The OpenAPI document. `python -m srp4ctr_service.openapi` prints it, for docs/openapi.json."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,8 +19,10 @@ from srp4ctr.contract.http_types import (
     ScoreRequest,
     ScoreResponse,
 )
+from srp4ctr_service.formats import MSGPACK
 from srp4ctr_service.problems import BY_ERROR, INTERNAL, MEDIA_TYPE
 
+BINARY = MSGPACK.media_type.decode()
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -46,14 +49,15 @@ class DocumentedApp(FastAPI):
 
 
 def answers(
-    model: type[BaseModel] | None = None, media_type: str = "application/json", problems: tuple[int, ...] = ()
+    model: type[BaseModel] | None = None,
+    media_types: Sequence[str] = ("application/json",),
+    problems: tuple[int, ...] = (),
 ) -> dict[int | str, dict[str, Any]]:
     """Responses of a plain route: 200 with the model's schema, and the problems with these statuses."""
     kinds = [INTERNAL, *(kind for _, kind in BY_ERROR)]
     schema = {"type": "string"} if model is None else {"$ref": _REFERENCE.format(model=model.__name__)}
-    responses: dict[int | str, dict[str, Any]] = {
-        200: {"description": "OK", "content": {media_type: {"schema": schema}}}
-    }
+    content = {one: {"schema": schema} for one in media_types}
+    responses: dict[int | str, dict[str, Any]] = {200: {"description": "OK", "content": content}}
     for status in problems:
         title = next(kind.title for kind in kinds if kind.status == status)
         content = {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model=Problem.__name__)}}}
@@ -72,7 +76,10 @@ _EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
 def takes(model: type[BaseModel]) -> dict[str, Any]:
     """The body of a path, with an example that every model can score."""
     schema = {"$ref": _REFERENCE.format(model=model.__name__)}
-    content = {"application/json": {"schema": schema, "example": _EXAMPLES[model]}}
+    content = {
+        "application/json": {"schema": schema, "example": _EXAMPLES[model]},
+        BINARY: {"schema": schema},
+    }
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -46,7 +46,7 @@ BY_STATUS = {
 }
 # The first that fits decides, so the more special come first.
 BY_ERROR: tuple[tuple[type[Exception], Kind], ...] = (
-    (MalformedBody, Kind("malformed-body", 400, "The body is not JSON")),
+    (MalformedBody, Kind("malformed-body", 400, "The body is neither JSON nor MessagePack")),
     (BodyTooLarge, Kind("body-too-large", 413, "The body is too large")),
     (BodyTimeout, Kind("request-timeout", 408, "The request did not arrive in time")),
     (InvalidRequest, Kind("invalid-request", 422, "The request does not fit the interface or the model")),

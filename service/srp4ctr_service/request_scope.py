@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from srp4ctr_service.formats import JSON, Format
 from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.routing import RAISED
 from srp4ctr_service.telemetry import Telemetry
@@ -28,11 +29,12 @@ _SCOPE_KEY = "srp4ctr.request"
 
 @dataclass
 class RequestInfo:
-    """A request's id, its start by `time.perf_counter()`, and what its log line shall say besides."""
+    """A request's id, its start by `time.perf_counter()`, what its log line shall say besides, and how its body is written."""
 
     request_id: str
     started: float
     notes: dict[str, Any] = field(default_factory=dict)
+    format: Format = JSON
 
     @classmethod
     def of(cls, request: Request) -> Self:
@@ -42,7 +44,7 @@ class RequestInfo:
 
 
 Shortcut = Callable[[Scope, Receive, RequestInfo], Awaitable[bytes]]
-"""Gives the JSON that answers a POST request of one path."""
+"""Gives the body that answers a POST request of one path, and sets its format."""
 
 
 class RequestScope:
@@ -95,7 +97,7 @@ class RequestScope:
                 body = await shortcut(scope, receive, info)
                 status = 200
                 length = (b"content-length", str(len(body)).encode())
-                headers = [(b"content-type", b"application/json"), length, request_id]
+                headers = [(b"content-type", info.format.media_type), length, request_id]
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
         except Exception as error:

@@ -27,7 +27,8 @@ from srp4ctr.contract.http_types import (
 from srp4ctr.contract.transforms import CONTEXT
 from srp4ctr.runtime.redis_client import shown
 from srp4ctr_service.bodies import R, parse, read_body
-from srp4ctr_service.openapi import answers, takes
+from srp4ctr_service.formats import format_of
+from srp4ctr_service.openapi import BINARY, answers, takes
 from srp4ctr_service.parts import Parts
 from srp4ctr_service.request_scope import RequestInfo, Shortcut
 from srp4ctr_service.routing import PlainRoute
@@ -63,7 +64,8 @@ def shortcuts(parts: Callable[[], Parts]) -> dict[str, Shortcut]:
         async def serve(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
             of = parts()
             body = await read_body(scope, receive, of.settings)
-            return await answer(of.scoring, parse(kind, body, of.settings), info)
+            info.format = format_of(scope)
+            return await answer(of.scoring, parse(kind, body, info.format, of.settings), info)
 
         return serve
 
@@ -148,12 +150,12 @@ def install(app: FastAPI) -> None:
         ("/rank", rank, RankRequest, RankResponse),
         ("/score/batch", batch, BatchRequest, BatchResponse),
     ):
-        responses = answers(given, problems=problems)
+        responses = answers(given, ("application/json", BINARY), problems)
         add(path, endpoint, methods=["POST"], responses=responses, openapi_extra=takes(taken))
     add("/model", model, methods=["GET"], responses=answers(ModelInfo, problems=(503,)))
     add("/livez", livez, methods=["GET"])
     add("/readyz", readyz, methods=["GET"], responses=ready)
-    add("/metrics", metrics, methods=["GET"], responses=answers(media_type="text/plain"))
+    add("/metrics", metrics, methods=["GET"], responses=answers(media_types=("text/plain",)))
 
 
 def _json(body: bytes | BaseModel, status: int = 200) -> Response:

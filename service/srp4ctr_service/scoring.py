@@ -45,7 +45,7 @@ class Turn:
 class Scoring:
     """The path of POST /score, /rank and /score/batch; keeps nothing between requests.
 
-    Each method gives the answer's JSON and raises NoActiveModel, Overloaded, DeadlineMissed, and InvalidRequest where the
+    Each method gives the answer's bytes and raises NoActiveModel, Overloaded, DeadlineMissed, and InvalidRequest where the
     request does not fit the model.
     """
 
@@ -129,7 +129,7 @@ class Scoring:
 
     def _end(self, turn: Turn, answers: Sequence[Answer], content: dict[str, object]) -> bytes:
         scored = time.perf_counter()
-        body = written(turn.info.request_id, turn.model.version, content)
+        body = written(turn.info, turn.model.version, content)
         now = time.perf_counter()
         self._telemetry.observe_stages({"answer": now - scored, "total": now - turn.info.started})
         telemetry, notes = self._telemetry, turn.info.notes

@@ -21,10 +21,11 @@ def url(api) -> str:
     return str(api.base_url)
 
 
-def test_client_gives_what_the_service_answers(first, store, url):
-    """All methods give typed answers of what they are asked."""
+@pytest.mark.parametrize("binary", [False, True])
+def test_client_gives_what_the_service_answers(first, store, url, binary):
+    """All methods give typed answers of what they are asked, in JSON and in MessagePack."""
     store.put_many("first", [("1", first.state())])
-    with Client(url) as client:
+    with Client(url, binary=binary) as client:
         scored = client.score("1", ITEMS, context={"hour": 13}, deadline_ms=5000)
         assert scored.scores == pytest.approx(first.scores(ITEMS, 0.5, {"hour": 13}), abs=1e-6)
         assert (scored.user_state.status, scored.tier, scored.model_version) == ("fresh", "full", "first")
@@ -42,11 +43,12 @@ def test_client_gives_what_the_service_answers(first, store, url):
         assert client.model().version == "first"
 
 
-def test_async_client_is_the_same(first, url):
+@pytest.mark.parametrize("binary", [False, True])
+def test_async_client_is_the_same(first, url, binary):
     """The asynchronous client gives the same answers, many at a time."""
 
     async def scenario():
-        async with AsyncClient(url) as client:
+        async with AsyncClient(url, binary=binary) as client:
             many = await asyncio.gather(*(client.score("nobody", ITEMS) for _ in range(30)))
             ranked = await client.rank("nobody", ITEMS)
             batch = await client.batch([UserRequest(user_id="nobody", item_ids=ITEMS)])
@@ -59,9 +61,10 @@ def test_async_client_is_the_same(first, url):
     assert model.version == "first"
 
 
-def test_wrong_requests_are_refused_with_their_field(url):
+@pytest.mark.parametrize("binary", [False, True])
+def test_wrong_requests_are_refused_with_their_field(url, binary):
     """What never fits is refused before it is sent; what does not fit the model, by the service."""
-    with Client(url) as client:
+    with Client(url, binary=binary) as client:
         for arguments, fields, wrong in (
             (("1", []), {}, "item_ids"),
             (("", ["1"]), {}, "user_id"),
