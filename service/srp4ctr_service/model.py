@@ -83,7 +83,7 @@ class ServedModel:
 
     def unknown(self, question: Question, rows: Rows) -> NDArray[np.intp]:
         """Places of items of which neither the catalogue nor the request knows anything."""
-        if rows.all():
+        if np.count_nonzero(rows) == len(rows):
             return _NONE
         places = np.flatnonzero(rows == 0)
         if question.own_items:
