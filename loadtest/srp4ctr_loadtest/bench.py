@@ -15,27 +15,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
-from urllib.parse import unquote
 
 import numpy as np
-import orjson
 import psutil
 
-from srp4ctr.contract.errors import Srp4ctrError, StoreError
+from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.contract.http_types import ScoreResponse
-from srp4ctr.contract.keys import Keys
-from srp4ctr.contract.state import UserState, decode_state
-from srp4ctr.runtime import local_redis
-from srp4ctr.runtime.bundle import Bundle, find_bundle
-from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr.runtime.sessions import OnnxScorer
-from srp4ctr.runtime.settings import StoreSettings, read_settings
-from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_loadtest.http_load import Load, Request, closed_loop, open_loop
+from srp4ctr_loadtest.subject import USERS, Subject
 
 CANDIDATES = (50, 100, 500, 1000, 2000)
-USERS = 200
 WARM_UP = 200
 CONNECTIONS = 8
 ROUNDS = 3
@@ -67,8 +58,9 @@ class Cost:
         return self.server_cpu_ms - self.bare_cpu_ms
 
 
-def bare_cpu_ms(bundle: Bundle, states: Sequence[UserState], candidates: int, runs: int) -> float:
+def bare_cpu_ms(subject: Subject, candidates: int, runs: int) -> float:
     """CPU of one run of the scorer, item vectors gathered before; milliseconds, the least of some rounds."""
+    bundle = subject.bundle
     scorer = OnnxScorer(bundle, threads=1)
     generator = np.random.default_rng(0)
     context = bundle.transforms.encode_values("context", {}, "context")[None]
@@ -77,7 +69,8 @@ def bare_cpu_ms(bundle: Bundle, states: Sequence[UserState], candidates: int, ru
     rounds = []
     for number in range(ROUNDS + 1):
         inputs = itertools.islice(
-            zip(itertools.cycle(states), itertools.cycle(batches), strict=False), runs if number else WARM_UP
+            zip(itertools.cycle(subject.states), itertools.cycle(batches), strict=False),
+            runs if number else WARM_UP,
         )
         began = time.process_time()
         for state, batch in inputs:
@@ -85,25 +78,6 @@ def bare_cpu_ms(bundle: Bundle, states: Sequence[UserState], candidates: int, ru
         if number:
             rounds.append(1000 * (time.process_time() - began) / runs)
     return min(rounds)
-
-
-def requests_of(url: str, bundle: Bundle, users: Sequence[str], candidates: int) -> list[Request]:
-    """Requests of random catalogue items for the users."""
-    generator = np.random.default_rng(1)
-    catalogue = bundle.items.index.ids[1:]
-    return [
-        Request.post(
-            f"{url}/score",
-            orjson.dumps(
-                {
-                    "user_id": user,
-                    "item_ids": [item.decode() for item in generator.choice(catalogue, candidates).tolist()],
-                    "deadline_ms": 10_000,
-                }
-            ),
-        )
-        for user in users
-    ]
 
 
 def check(load: Load, candidates: int) -> None:
@@ -138,23 +112,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--requests", type=int, default=1500, help="a round (default: 1500)")
     count = parser.parse_args().requests
-    settings = read_settings(StoreSettings)
-    redis_url = local_redis.ensure(settings)
-    keys = Keys(settings.namespace)
-    client = connect(settings, redis_url)
-    store = StateStore(client, keys)
-    active = store.active()
-    if active is None:
-        raise StoreError("no version is active; run: make demo-once")
-    bundle = find_bundle(active.version, settings.bundles_dir)
-    found = itertools.islice(
-        client.scan_iter(f"{settings.namespace}:*:s:{active.version}:*", count=1000), USERS
-    )
-    users = [unquote(key.decode().rsplit(":", 1)[1]) for key in found]
-    layout, fingerprint = bundle.manifest.state, bundle.manifest.fingerprint_bytes
-    data = store.get_many(active.version, users)
-    states = [decode_state(one, layout, fingerprint) for one in data if one is not None]
-
+    subject = Subject.active()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[-1:])
     costs = []
@@ -163,12 +121,12 @@ def main() -> int:
             server = psutil.Process(running.pid)
             server.cpu_affinity(cores[:1])
             for candidates in CANDIDATES:
-                bare = bare_cpu_ms(bundle, states, candidates, max(100, count * 100 // candidates))
-                posted = requests_of(running.url, bundle, users, candidates)
+                bare = bare_cpu_ms(subject, candidates, max(100, count * 100 // candidates))
+                posted = subject.requests(running.url, [candidates] * len(subject.users))
                 cpu, rate, halved = served(running.url, server, posted, candidates, count)
                 latencies = halved.milliseconds(50, 99, 99.9)
                 costs.append(Cost(kind, candidates, bare, cpu, rate, halved.rate, *latencies))  # type: ignore[arg-type]
-    _print(active.version, costs)
+    _print(subject.version, costs)
     return 0
 
 
