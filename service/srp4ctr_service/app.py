@@ -52,7 +52,7 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
             app.state.parts = Parts(settings, redis_url, telemetry, store, versions, scoring)
             running.append(app.state.parts)
             try:
-                async with versions.followed():
+                async with versions.followed(), telemetry.flushed():
                     yield
             finally:
                 running.clear()

@@ -1,6 +1,7 @@
 """What surrounds every request: an id, one log line, one count, and an answer even for what nobody foresaw."""
 
 import itertools
+import logging
 import re
 import secrets
 import time
@@ -67,6 +68,7 @@ class RequestScope:
         self._problem = problem
         self._shortcuts = shortcuts
         self._keys = keys
+        self._logs = log.is_enabled_for(logging.INFO)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP passes through."""
@@ -112,6 +114,8 @@ class RequestScope:
 
     def _record(self, scope: Scope, route: str, info: RequestInfo, status: int) -> None:
         self._telemetry.count_request(route, status)
+        if not self._logs:
+            return
         log.info(
             "request",
             request_id=info.request_id,

@@ -132,14 +132,12 @@ class Scoring:
         body = written(turn.info, turn.model.version, content)
         now = time.perf_counter()
         self._telemetry.observe_stages({"answer": now - scored, "total": now - turn.info.started})
-        telemetry, notes = self._telemetry, turn.info.notes
+        notes = turn.info.notes
         for answer in answers:
-            telemetry.candidates.observe(len(answer.scores))
-            telemetry.unknown_items.inc(len(answer.unknown_items))
-            telemetry.states[answer.view.status].inc()
-            telemetry.tiers[answer.tier].inc()
-            for reason in answer.degraded:
-                telemetry.degraded[reason].inc()
+            unknown = len(answer.unknown_items)
+            self._telemetry.count_answer(
+                len(answer.scores), unknown, answer.view.status, answer.tier, answer.degraded
+            )
         notes["version"] = turn.model.version
         notes["candidates"] = sum(len(answer.scores) for answer in answers)
         notes["unknown_items"] = sum(len(answer.unknown_items) for answer in answers)

@@ -1,7 +1,10 @@
 """Prometheus metrics, of one process or of all workers. Every label takes values from a closed set, or one at a time."""
 
+import asyncio
+import contextlib
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -17,10 +20,22 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _CANDIDATES = (1, 10, 25, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
+FLUSH_AT = 256
+FLUSH_EVERY_S = 1.0
+
+
 class Telemetry:
-    """The metrics, in a registry of their own, so that several apps can live in one process."""
+    """The metrics, in a registry of their own, so that several apps can live in one process.
+
+    What a request counts is noted and counted later, together with what others did: between two runs of a model, whose data
+    fill the cache, the client library's code costs four times what it costs in a row.
+    """
 
     def __init__(self) -> None:
+        self._times: list[tuple[str, float]] = []
+        self._sizes: list[int] = []
+        self._tally: defaultdict[Counter, int] = defaultdict(int)
+        self._by_status: dict[tuple[str, int], Counter] = {}
         self.registry = registry = CollectorRegistry()
         folder = os.environ.get(SHARED_VARIABLE)
         self._shared = None if folder is None else Path(folder)
@@ -35,26 +50,26 @@ class Telemetry:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.stage_seconds = {stage: seconds.labels(stage) for stage in STAGES}
-        self.candidates = Histogram(
+        self._stage_seconds = {stage: seconds.labels(stage) for stage in STAGES}
+        self._candidates = Histogram(
             "srp4ctr_candidates", "Candidates of one request", buckets=_CANDIDATES, registry=registry
         )
-        self.unknown_items = Counter(
+        self._unknown_items = Counter(
             "srp4ctr_unknown_items", "Candidates that the catalogue lacks", registry=registry
         )
         states = Counter(
             "srp4ctr_user_states", "Requests by what was known of the user", ["status"], registry=registry
         )
-        self.states = {status: states.labels(status) for status in get_args(StateStatus)}
+        self._states = {status: states.labels(status) for status in get_args(StateStatus)}
         tiers = Counter("srp4ctr_answers", "Answers by what scored them", ["tier"], registry=registry)
-        self.tiers = {tier: tiers.labels(tier) for tier in get_args(Tier)}
+        self._tiers = {tier: tiers.labels(tier) for tier in get_args(Tier)}
         degraded = Counter(
             "srp4ctr_degraded",
             "Answers that are not all they could be, by reason",
             ["reason"],
             registry=registry,
         )
-        self.degraded = {reason: degraded.labels(reason) for reason in get_args(Degradation)}
+        self._degraded = {reason: degraded.labels(reason) for reason in get_args(Degradation)}
         loads = Counter("srp4ctr_version_loads", "Model versions taken up", ["result"], registry=registry)
         self.version_loads = {result: loads.labels(result) for result in ("loaded", "failed")}
         self._problems = Counter(
@@ -69,7 +84,7 @@ class Telemetry:
             ["result"],
             registry=registry,
         )
-        self.near_cache = {hit: reads.labels(result) for hit, result in ((True, "hit"), (False, "miss"))}
+        self._near_cache = {hit: reads.labels(result) for hit, result in ((True, "hit"), (False, "miss"))}
         self._versions = Gauge(
             "srp4ctr_model_info",
             "Workers that serve the version",
@@ -81,8 +96,25 @@ class Telemetry:
 
     def observe_stages(self, seconds: Mapping[str, float]) -> None:
         """Count the time that each stage took, in seconds."""
-        for stage, value in seconds.items():
-            self.stage_seconds[stage].observe(value)
+        self._times.extend(seconds.items())
+        if len(self._times) >= FLUSH_AT:
+            self.flush()
+
+    def count_answer(
+        self,
+        candidates: int,
+        unknown_items: int,
+        status: StateStatus,
+        tier: Tier,
+        degraded: Sequence[Degradation],
+    ) -> None:
+        """Count an answer about one user: its candidates, those that nothing is known of, and how it came about."""
+        self._sizes.append(candidates)
+        self._tally[self._unknown_items] += unknown_items
+        self._tally[self._states[status]] += 1
+        self._tally[self._tiers[tier]] += 1
+        for reason in degraded:
+            self._tally[self._degraded[reason]] += 1
 
     def count_problem(self, kind: str) -> None:
         """Count a problem; `kind` comes from the table of problems."""
@@ -90,11 +122,14 @@ class Telemetry:
 
     def count_request(self, route: str, status: int) -> None:
         """Count a request; `route` is a path of the app or `unmatched`, never what a client sent."""
-        self._requests.labels(route, status).inc()
+        counter = self._by_status.get((route, status))
+        if counter is None:
+            counter = self._by_status[route, status] = self._requests.labels(route, status)
+        self._tally[counter] += 1
 
     def count_near_cache(self, hit: bool) -> None:
         """Count a read of a user's state."""
-        self.near_cache[hit].inc()
+        self._tally[self._near_cache[hit]] += 1
 
     def serve_version(self, version: str) -> None:
         """Show the version as the one served, and no other."""
@@ -103,8 +138,39 @@ class Telemetry:
         self._version = version
         self._versions.labels(version).set(1)
 
+    def flush(self) -> None:
+        """Count what was noted."""
+        times, self._times = self._times, []
+        sizes, self._sizes = self._sizes, []
+        tally, self._tally = self._tally, defaultdict(int)
+        for stage, seconds in times:
+            self._stage_seconds[stage].observe(seconds)
+        for size in sizes:
+            self._candidates.observe(size)
+        for counter, number in tally.items():
+            counter.inc(number)
+
+    @contextlib.asynccontextmanager
+    async def flushed(self) -> AsyncIterator[None]:
+        """Flush once a second while entered, so that other workers show it, too, and at the end."""
+
+        async def go_on() -> None:
+            while True:
+                await asyncio.sleep(FLUSH_EVERY_S)
+                self.flush()
+
+        task = asyncio.create_task(go_on(), name="flush-metrics")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            self.flush()
+
     def text(self) -> bytes:
-        """The metrics in Prometheus's text format."""
+        """The metrics in Prometheus's text format; of other workers, what they had flushed."""
+        self.flush()
         if self._shared is None:
             return generate_latest(self.registry)
         for pid in _dead(self._shared):

@@ -187,7 +187,7 @@ def test_workers_share_the_port_and_the_metrics(environment, first, wait_until):
             if len(answering) == 2 and sent >= 20:
                 break
         assert len(answering) == 2
-        assert {counted(client, requests) for _ in range(10)} == {sent}
+        wait_until(lambda: {counted(client, requests) for _ in range(10)} == {sent})
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: len(pids(process) - before) == 1)
