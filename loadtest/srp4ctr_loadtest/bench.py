@@ -7,12 +7,13 @@ out of Redis at every request, once with all of them in the near cache. Prints a
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -23,14 +24,14 @@ from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.contract.http_types import ScoreResponse
 from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr.runtime.sessions import OnnxScorer
-from srp4ctr_loadtest.http_load import Load, Request, closed_loop, open_loop
+from srp4ctr_loadtest.http_load import Load, closed_loop, open_loop
 from srp4ctr_loadtest.subject import USERS, Subject
 
 CANDIDATES = (50, 100, 500, 1000, 2000)
 WARM_UP = 200
 CONNECTIONS = 8
-ROUNDS = 3
-"""Of which the one with the least CPU counts: what a shared machine adds is never negative."""
+ROUNDS = 5
+"""Of which the ones with the least CPU count: what a shared machine adds is never negative."""
 OPEN_LOOP_S = 5.0
 AIMS_MORE_MS = {("redis", 100): 0.35, ("redis", 500): 0.50, ("near", 100): 0.25, ("near", 500): 0.40}
 """What the service may cost besides the bare run, CPU milliseconds a request."""
@@ -58,26 +59,27 @@ class Cost:
         return self.server_cpu_ms - self.bare_cpu_ms
 
 
-def bare_cpu_ms(subject: Subject, candidates: int, runs: int) -> float:
-    """CPU of one run of the scorer, item vectors gathered before; milliseconds, the least of some rounds."""
-    bundle = subject.bundle
-    scorer = OnnxScorer(bundle, threads=1)
-    generator = np.random.default_rng(0)
-    context = bundle.transforms.encode_values("context", {}, "context")[None]
-    vectors = bundle.items.vectors
-    batches = [vectors[generator.integers(len(vectors), size=candidates)] for _ in range(50)]
-    rounds = []
-    for number in range(ROUNDS + 1):
-        inputs = itertools.islice(
-            zip(itertools.cycle(subject.states), itertools.cycle(batches), strict=False),
-            runs if number else WARM_UP,
-        )
+class BareRun:
+    """The scorer alone, on the core that the service has otherwise, item vectors gathered before."""
+
+    def __init__(self, subject: Subject, candidates: int, runs: int) -> None:
+        """Rounds are of so many runs."""
+        bundle = subject.bundle
+        generator = np.random.default_rng(0)
+        vectors = bundle.items.vectors
+        self._scorer = OnnxScorer(bundle, threads=1)
+        self._context = bundle.transforms.encode_values("context", {}, "context")[None]
+        batches = [vectors[generator.integers(len(vectors), size=candidates)] for _ in range(50)]
+        self._inputs = zip(itertools.cycle(subject.states), itertools.cycle(batches), strict=False)
+        self._runs = runs
+        self.cpu_ms()
+
+    def cpu_ms(self) -> float:
+        """CPU milliseconds of a run, the mean of a round."""
         began = time.process_time()
-        for state, batch in inputs:
-            scorer(state, batch, context)
-        if number:
-            rounds.append(1000 * (time.process_time() - began) / runs)
-    return min(rounds)
+        for state, batch in itertools.islice(self._inputs, self._runs):
+            self._scorer(state, batch, self._context)
+        return 1000 * (time.process_time() - began) / self._runs
 
 
 def check(load: Load, candidates: int) -> None:
@@ -89,13 +91,39 @@ def check(load: Load, candidates: int) -> None:
     assert len(answer.scores) == candidates, answer
 
 
-def served(
-    url: str, server: psutil.Process, requests: Sequence[Request], candidates: int, count: int
-) -> tuple[float, float, Load]:
-    """CPU milliseconds a request and requests a second of a closed loop, and an open loop at half of that rate."""
+@dataclass(frozen=True)
+class Cores:
+    """The first core is the server's and the bare run's, the last the loader's."""
+
+    server: int
+    loader: int
+
+    @contextlib.contextmanager
+    def for_bare_run(self) -> Iterator[None]:
+        """Puts this process on the server's core while entered."""
+        os.sched_setaffinity(0, [self.server])
+        yield
+        os.sched_setaffinity(0, [self.loader])
+
+
+def measured(
+    subject: Subject,
+    states: States,
+    candidates: int,
+    url: str,
+    server: psutil.Process,
+    cores: Cores,
+    count: int,
+) -> Cost:
+    """Rounds of the bare run and of a closed loop in turns, so that both meet the same machine; then an open loop."""
+    requests = subject.requests(url, [candidates] * len(subject.users))
+    with cores.for_bare_run():
+        bare = BareRun(subject, candidates, max(100, count * 100 // candidates))
     closed_loop(url, requests, connections=CONNECTIONS, count=max(WARM_UP, len(requests)))
-    costs, rates = [], []
+    alone, costs, rates = [], [], []
     for _ in range(ROUNDS):
+        with cores.for_bare_run():
+            alone.append(bare.cpu_ms())
         before = server.cpu_times()
         load = closed_loop(url, requests, connections=CONNECTIONS, count=count)
         after = server.cpu_times()
@@ -104,28 +132,32 @@ def served(
         rates.append(load.rate)
     halved = open_loop(url, requests, connections=4 * CONNECTIONS, rate=max(rates) / 2, seconds=OPEN_LOOP_S)
     check(halved, candidates)
-    return min(costs), max(rates), halved
+    latencies = halved.milliseconds(50, 99, 99.9)
+    return Cost(states, candidates, min(alone), min(costs), max(rates), halved.rate, *latencies)
 
 
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--requests", type=int, default=1500, help="a round (default: 1500)")
-    count = parser.parse_args().requests
+    parser.add_argument(
+        "--candidates", type=int, nargs="*", default=CANDIDATES, help="(default: %(default)s)"
+    )
+    arguments = parser.parse_args()
     subject = Subject.active()
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[-1:])
+    available = sorted(os.sched_getaffinity(0))
+    cores = Cores(available[0], available[-1])
+    os.sched_setaffinity(0, [cores.loader])
     costs = []
-    for kind, near_cache_users in (("redis", 0), ("near", USERS)):
+    kinds: tuple[tuple[States, int], ...] = (("redis", 0), ("near", USERS))
+    for states, near_cache_users in kinds:
         with running_service(free_port(), {"SRP4CTR_NEAR_CACHE_USERS": str(near_cache_users)}) as running:
             server = psutil.Process(running.pid)
-            server.cpu_affinity(cores[:1])
-            for candidates in CANDIDATES:
-                bare = bare_cpu_ms(subject, candidates, max(100, count * 100 // candidates))
-                posted = subject.requests(running.url, [candidates] * len(subject.users))
-                cpu, rate, halved = served(running.url, server, posted, candidates, count)
-                latencies = halved.milliseconds(50, 99, 99.9)
-                costs.append(Cost(kind, candidates, bare, cpu, rate, halved.rate, *latencies))  # type: ignore[arg-type]
+            server.cpu_affinity([cores.server])
+            costs += [
+                measured(subject, states, candidates, running.url, server, cores, arguments.requests)
+                for candidates in arguments.candidates
+            ]
     _print(subject.version, costs)
     return 0
 

@@ -23,7 +23,8 @@ Degradation = Literal["redis_unavailable", "state_corrupt", "state_foreign", "de
 class Body(BaseModel):
     """A request body: JSON types are taken as they are, and an unknown field is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # Ids are too many for pydantic's cache of strings, which would merely be one more table to be out of the CPU's cache.
+    model_config = ConfigDict(extra="forbid", strict=True, cache_strings="keys")
 
 
 class UserRequest(Body):
