@@ -31,6 +31,10 @@ COMMANDS = {
     "export": Command("srp4ctr_offline.export", "offline", "checkpoint -> verified ONNX bundle"),
     "publish": Command("srp4ctr_offline.publish", "offline", "encode every user's state into Redis"),
     "activate": Command("srp4ctr_offline.activate", "offline", "switch the services to a published version"),
+    "rollback": Command(
+        "srp4ctr_offline.rollback", "offline", "switch the services back to the version before"
+    ),
+    "versions": Command("srp4ctr_offline.versions", "offline", "list versions, remove those no longer used"),
     "serve": Command("srp4ctr_service.serve", "service", "answer POST /score"),
     "doctor": Command("srp4ctr_service.doctor", "service", "what is installed, reachable and active"),
 }

@@ -1,101 +1,212 @@
 """`srp4ctr publish`: encode every user with a bundle's own encoder and write the states to Redis.
 
-It may be run again at any time: it writes the same states over what is there, and declares the version published
-only when all of them are there and a sample read back is what was written.
+It may be cut off at any moment and run again: it goes on where it was, since how far it came is noted in Redis behind the
+states themselves. The version is declared published only when every user has a state and a sample, encoded once more,
+is what Redis gives back. It yields to whoever else needs Redis: when that becomes slow, it pauses.
 """
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from srp4ctr.contract.errors import DataError, StoreError
+from srp4ctr.contract.errors import StoreError
 from srp4ctr.contract.keys import Keys
-from srp4ctr.contract.state import UserState, encode_state
+from srp4ctr.contract.manifest import Manifest
+from srp4ctr.contract.state import decode_state
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import Bundle, find_bundle
+from srp4ctr.runtime.cpus import usable_cpus
 from srp4ctr.runtime.redis_client import connect
-from srp4ctr.runtime.sessions import OnnxEncoder
 from srp4ctr.runtime.settings import StoreSettings, read_settings
-from srp4ctr.runtime.state_store import StateStore
+from srp4ctr.runtime.state_store import Progress, StateStore
+from srp4ctr_offline.encode import Encoded, UserEncoder, Users
 from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.run import write_json
 
-BATCH = 256
 SAMPLE = 1000
+CHUNK = 10_000
+KEY_BYTES = 100
+"""What Redis takes for a key beside its value: the key itself, and its place in the table."""
+ROUNDING = 1.1
+"""What its allocator rounds values up by, on average."""
+SPARE = 0.05
+"""Of Redis's memory, which is to stay free."""
+TOLERANCE = 2e-3
+"""Between two encodings of a user in different company, after float16."""
+MAX_LATENCY_MS = 20.0
+LONGEST_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True)
 class Published:
-    """What was written."""
+    """What was written: by this run, and by the one before it that was cut off."""
 
     version: str
     users: int
-    state_bytes: int
+    resumed_at: int
+    written: int
     verified: int
+    state_bytes: float
+    paused_s: float
 
 
-def encode_users(bundle: Bundle, prepared: Prepared, threads: int) -> Iterator[list[tuple[str, bytes]]]:
-    """All users' ids and state bytes, in batches of users with histories of similar length."""
-    if bundle.transforms.digest() != prepared.transforms.digest():
-        raise DataError(
-            f"the prepared histories are not in the codes of {bundle.manifest.version}; "
-            "prepare, fine-tune and export again, or name the run of this bundle with --run"
-        )
-    encoder = OnnxEncoder(bundle, threads)
-    manifest, events = bundle.manifest, prepared.events
-    counts = prepared.event_counts()
-    order = np.argsort(counts, kind="stable")
-    for at in range(0, len(order), BATCH):
-        users = order[at : at + BATCH]
-        items, behaviours, _ = prepared.histories(users, counts[users])
-        arrays = encoder(items, behaviours, np.ascontiguousarray(prepared.users.codes[users]))
-        now = time.time_ns() // 1_000_000
-        batch = []
-        for place, user in enumerate(users):
-            kept = int(prepared.lengths(counts[user : user + 1])[0])
-            encoding = manifest.state.of_user(arrays, place, kept)
-            last = int(events.time_ms[events.start[user + 1] - 1]) if counts[user] else -1
-            state = UserState(
-                arrays=encoding.arrays,
-                events=kept,
-                length=encoding.length,
-                created_at_ms=now,
-                last_event_at_ms=None if last < 0 else last,
-            )
-            data = encode_state(state, manifest.state, manifest.fingerprint_bytes)
-            batch.append((prepared.users.ids[user].decode(), data))
-        yield batch
+class Throttle:
+    """Pauses between writes while Redis is slow for others: twice as long each time, half as long when it is quick again."""
+
+    def __init__(self, probe: Callable[[], float], max_latency_s: float) -> None:
+        """`probe` gives the seconds that Redis needs for next to nothing."""
+        self._probe = probe
+        self._max_latency_s = max_latency_s
+        self._pause_s = 0.0
+        self.paused_s = 0.0
+
+    def wait(self) -> None:
+        """Look how Redis is, and pause if need be."""
+        if self._probe() > self._max_latency_s:
+            self._pause_s = min(LONGEST_PAUSE_S, max(2 * self._pause_s, self._max_latency_s))
+        else:
+            self._pause_s = self._pause_s / 2 if self._pause_s > self._max_latency_s / 4 else 0.0
+        if self._pause_s:
+            time.sleep(self._pause_s)
+            self.paused_s += self._pause_s
 
 
-def publish(bundle: Bundle, prepared: Prepared, store: StateStore, threads: int = 1) -> Published:
+def publish(
+    bundle: Bundle,
+    prepared: Prepared,
+    store: StateStore,
+    threads: int = 1,
+    max_latency_s: float = MAX_LATENCY_MS / 1000,
+) -> Published:
     """Write all users' states of the bundle's version, verify them, and declare the version published."""
-    version = bundle.manifest.version
-    generator = np.random.default_rng(0)
-    users = size = 0
-    sample: list[tuple[str, bytes]] = []
-    share = min(1.0, SAMPLE / max(1, len(prepared.users.ids)))
-    with tqdm(total=len(prepared.users.ids), desc="publishing", unit="user") as progress:
-        for batch in encode_users(bundle, prepared, threads):
-            users += store.put_many(version, batch)
-            size += sum(len(data) for _, data in batch)
-            sample += [one for one in batch if generator.random() < share]
-            progress.update(len(batch))
-    if users != len(prepared.users.ids):
-        raise StoreError(f"Redis took {users} of {len(prepared.users.ids)} states; run publish again")
-    stored = store.get_many(version, [user_id for user_id, _ in sample])
-    wrong = [user_id for (user_id, data), found in zip(sample, stored, strict=True) if found != data]
+    manifest = bundle.manifest
+    encoder = UserEncoder(bundle, prepared, threads)
+    order = encoder.order()
+    data = str(prepared.report["data_fingerprint"])
+    begin = store.progress(manifest.version)
+    resumed_at = (
+        begin.users if begin and (begin.fingerprint, begin.data) == (manifest.fingerprint, data) else 0
+    )
+    _check_room(store, len(order) - resumed_at, encoder.state_bytes())
+    throttle = Throttle(store.latency_s, max_latency_s)
+    with tqdm(total=len(order), initial=resumed_at, desc="publishing", unit="user") as bar:
+        _write(encoder, order[resumed_at:], store, manifest, throttle, bar, (data, resumed_at))
+    # What a Redis that was killed had not kept, or somebody deleted meanwhile.
+    lost = _missing(store, manifest.version, prepared, order)
+    _write(encoder, lost, store, manifest, throttle, None, None)
+    still = _missing(store, manifest.version, prepared, lost)
+    if len(still):
+        raise StoreError(
+            f"Redis does not keep {len(still)} of {len(order)} states, the first that of "
+            f"{prepared.users.ids[still[0]].decode()!r}; is it full, or evicting keys? Then run publish again"
+        )
+    verified = _verify(encoder, order, store, manifest)
+    store.mark_published(manifest.version, manifest.fingerprint, len(order))
+    written = len(order) - resumed_at + len(lost)
+    return Published(
+        manifest.version, len(order), resumed_at, written, verified, encoder.state_bytes(), throttle.paused_s
+    )
+
+
+def needed_bytes(users: int, state_bytes: float) -> float:
+    """Memory that Redis will take for so many users' states of so many bytes each."""
+    return users * (ROUNDING * state_bytes + KEY_BYTES)
+
+
+def _check_room(store: StateStore, users: int, state_bytes: float) -> None:
+    room = store.room_bytes()
+    needed = needed_bytes(users, state_bytes)
+    if needed > (1 - SPARE) * room:
+        raise StoreError(
+            f"{users:,} states need about {needed / 1e6:,.1f} MB, and Redis has {room / 1e6:,.1f} MB left; give it more, "
+            "or remove versions that are no longer used: srp4ctr versions --prune"
+        )
+
+
+def _write(
+    encoder: UserEncoder,
+    users: Users,
+    store: StateStore,
+    manifest: Manifest,
+    throttle: Throttle,
+    bar: "tqdm[None] | None",
+    noted: tuple[str, int] | None,
+) -> None:
+    """Write the users' states while the next are encoded; `noted` is the data's fingerprint and how far it had come."""
+    done = 0
+
+    def write(batch: list[Encoded]) -> None:
+        nonlocal done
+        store.put_many(manifest.version, batch)
+        done += len(batch)
+        if noted is not None:
+            data, before = noted
+            store.note_progress(manifest.version, Progress(manifest.fingerprint, data, before + done))
+        if bar is not None:
+            bar.update(len(batch))
+        throttle.wait()
+
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="write-states") as pool:
+        for batch in encoder.batches(users):
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(write, batch)
+        if writing is not None:
+            writing.result()
+
+
+def _missing(store: StateStore, version: str, prepared: Prepared, users: Users) -> Users:
+    ids = prepared.users.ids
+    there = [
+        found
+        for at in range(0, len(users), CHUNK)
+        for found in store.exist(version, [ids[user].decode() for user in users[at : at + CHUNK]])
+    ]
+    lost: Users = users[~np.array(there, bool)]
+    return lost
+
+
+def _verify(encoder: UserEncoder, order: Users, store: StateStore, manifest: Manifest) -> int:
+    """Encode some users once more and compare with what Redis has; gives their number."""
+    sample = np.sort(np.random.default_rng().choice(order, min(SAMPLE, len(order)), replace=False))
+    wrong = []
+    for batch in encoder.batches(sample):
+        found = store.get_many(manifest.version, [one.user_id for one in batch])
+        wrong += [
+            one.user_id
+            for one, data in zip(batch, found, strict=True)
+            if not _equal(manifest, one.data, data)
+        ]
     if wrong:
         raise StoreError(
-            f"{len(wrong)} of {len(sample)} states read back are not what was written, the first that of "
-            f"{wrong[0]!r}; is Redis full or evicting keys? Then run publish again"
+            f"{len(wrong)} of {len(sample)} states read back are not what the encoder gives, the first that of "
+            f"{wrong[0]!r}; does something else write below this namespace? Then run publish again"
         )
-    store.mark_published(version, bundle.manifest.fingerprint, users)
-    return Published(version, users, size, len(sample))
+    return len(sample)
+
+
+def _equal(manifest: Manifest, encoded: bytes, found: bytes | None) -> bool:
+    if found is None:
+        return False
+    states = [decode_state(one, manifest.state, manifest.fingerprint_bytes) for one in (encoded, found)]
+    one, other = states
+    return (one.events, one.length, one.last_event_at_ms) == (
+        other.events,
+        other.length,
+        other.last_event_at_ms,
+    ) and all(
+        np.allclose(
+            array.astype(np.float64), other.arrays[name].astype(np.float64), atol=TOLERANCE, rtol=TOLERANCE
+        )
+        for name, array in one.arrays.items()
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,20 +215,29 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="srp4ctr publish",
         description="Reads a bundle and its run's prepared/. Writes every user's state to Redis "
-        "(SRP4CTR_REDIS_URL, else a local one below var/), and publish/metrics.json into the run.",
+        "(SRP4CTR_REDIS_URL, else a local one below var/), and publish/metrics.json into the run. Cut off, it goes on "
+        "where it was when it is run again.",
     )
     parser.add_argument("version", help="a version below var/bundles")
     parser.add_argument("--run", type=Path, help="the run's folder (default: var/runs/<name in the bundle>)")
-    parser.add_argument("--threads", type=int, default=2, help="of the encoder (default: 2)")
+    parser.add_argument(
+        "--threads", type=int, default=usable_cpus(), help="of the encoder (default: all, %(default)s)"
+    )
+    parser.add_argument(
+        "--max-latency-ms",
+        type=float,
+        default=MAX_LATENCY_MS,
+        help="pause while Redis needs longer than this for a PING (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     bundle = find_bundle(arguments.version, settings.bundles_dir)
     folder = arguments.run or settings.runs_dir / bundle.manifest.name
     prepared = Prepared.load(folder / "prepared")
     began = time.monotonic()
     store = StateStore(connect(settings, local_redis.ensure(settings)), Keys(settings.namespace))
-    done = publish(bundle, prepared, store, arguments.threads)
+    done = publish(bundle, prepared, store, arguments.threads, arguments.max_latency_ms / 1000)
     seconds = time.monotonic() - began
-    rate = done.users / seconds
+    rate = done.written / seconds
     write_json(
         folder / "publish" / "config.json",
         {"version": arguments.version, "namespace": settings.namespace, "threads": arguments.threads},
@@ -127,14 +247,18 @@ def main(argv: Sequence[str]) -> int:
         {
             "version": done.version,
             "users": done.users,
-            "state_bytes_per_user": done.state_bytes // max(1, done.users),
+            "resumed_at": done.resumed_at,
+            "written": done.written,
+            "state_bytes_per_user": round(done.state_bytes),
             "verified": done.verified,
+            "paused_s": round(done.paused_s, 2),
             "seconds": round(seconds, 2),
             "users_per_s": round(rate),
         },
     )
+    resumed = f" (went on after {done.resumed_at:,})" if done.resumed_at else ""
     print(
-        f"published {done.users:,} users of {done.version}: {done.state_bytes // max(1, done.users):,} bytes each, "
-        f"{rate:,.0f} users/s, {done.verified:,} read back and equal"
+        f"published {done.users:,} users{resumed} of {done.version}: {done.state_bytes:,.0f} bytes each, "
+        f"{rate:,.0f} users/s, {done.verified:,} encoded once more and equal"
     )
     return 0

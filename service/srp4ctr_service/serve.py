@@ -10,6 +10,7 @@ import structlog
 import uvicorn
 
 from srp4ctr.contract.errors import ConfigError
+from srp4ctr.runtime.cpus import usable_cpus
 from srp4ctr.runtime.local_redis import LocalRedis
 from srp4ctr.runtime.redis_client import shown
 from srp4ctr.runtime.redis_supervisor import Supervisor
@@ -18,7 +19,7 @@ from srp4ctr_service import logs
 from srp4ctr_service.app import create_app
 from srp4ctr_service.server import server_config
 from srp4ctr_service.settings import Settings
-from srp4ctr_service.workers import run_workers, usable_cpus
+from srp4ctr_service.workers import run_workers
 
 log = structlog.get_logger()
 

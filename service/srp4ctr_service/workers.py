@@ -12,7 +12,6 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
@@ -24,8 +23,6 @@ from srp4ctr_service.server import server_config
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.telemetry import SHARED_VARIABLE
 
-CGROUP = Path("/sys/fs/cgroup")
-
 
 def run_workers(settings: Settings, redis_url: str, listener: socket.socket, workers: int) -> bool:
     """Serve until SIGINT or SIGTERM; whether all workers could start."""
@@ -34,22 +31,6 @@ def run_workers(settings: Settings, redis_url: str, listener: socket.socket, wor
         supervisor = _Supervisor(server_config(app, settings, workers=workers), [listener])
         supervisor.run()
         return all(process.exitcode != STARTUP_FAILURE for process in supervisor.processes)
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use: by its affinity, and by the CPU quota of its container (cgroup v2 and v1)."""
-    cpus = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        if (CGROUP / "cpu.max").exists():
-            quota, period = (CGROUP / "cpu.max").read_text().split()
-        else:
-            quota, period = (
-                (CGROUP / "cpu" / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period")
-            )
-        # "max" and -1 stand for no limit.
-        if float(quota) > 0:
-            cpus = min(cpus, max(1, int(float(quota) / float(period))))
-    return cpus
 
 
 class _Supervisor(Multiprocess):

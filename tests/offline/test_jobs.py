@@ -16,17 +16,11 @@ from srp4ctr.contract.errors import (
     ConfigError,
     DataError,
     ExportMismatch,
-    StoreError,
-    VersionIncomplete,
 )
-from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.vocabulary import Vocabulary
 from srp4ctr.runtime.bundle import Bundle, find_bundle
 from srp4ctr.runtime.items import Catalogue
-from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.sessions import OnnxScorer
-from srp4ctr.runtime.settings import StoreSettings
-from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_offline.batches import folded, windows
 from srp4ctr_offline.checkpoint import fingerprint, load_model, new_model, save_model
 from srp4ctr_offline.config import RunConfig, load_config
@@ -41,12 +35,6 @@ from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.pretrain import pretrain
 from srp4ctr_offline.publish import publish
 from srp4ctr_offline.run import start_stage
-
-
-@pytest.fixture
-def store(redis_server) -> StateStore:
-    """An empty store."""
-    return StateStore(connect(StoreSettings(), redis_server.url), Keys())
 
 
 def test_training_repeats(tiny) -> None:
@@ -182,41 +170,6 @@ def test_export_refuses_a_graph_that_computes_something_else(tiny, tmp_path) -> 
             with pytest.raises(ExportMismatch, match=f"{output} differs from torch"):
                 compare(tiny.prepared, model, tmp_path)
             weight.sub_(0.01).div_(1.05)
-
-
-def test_publish_may_be_rerun_and_activate_waits_for_it(tiny, store) -> None:
-    """A version is refused until all its states are there; publishing again leaves them as they were."""
-    manifest = tiny.bundle.manifest
-    with pytest.raises(VersionIncomplete, match="srp4ctr publish"):
-        store.activate(manifest.version, manifest.fingerprint)
-    first = publish(tiny.bundle, tiny.prepared, store)
-    states = store.get_many(manifest.version, tiny.user_ids)
-    second = publish(tiny.bundle, tiny.prepared, store)
-    assert first == second
-    assert first.users == first.verified == len(tiny.user_ids)
-    for before, after in zip(states, store.get_many(manifest.version, tiny.user_ids), strict=True):
-        # All but created_at_ms and the checksum over it.
-        assert before[:24] + before[32:52] + before[56:] == after[:24] + after[32:52] + after[56:]
-    assert store.activate(manifest.version, manifest.fingerprint).version == manifest.version
-
-
-def test_publish_notices_lost_states(tiny, store) -> None:
-    """States that Redis does not keep are noticed, and the version is not declared published."""
-
-    class Forgetful(StateStore):
-        """A store whose Redis evicts what it has just taken."""
-
-        def put_many(self, version, states):
-            """Write, and lose one."""
-            states = list(states)
-            super().put_many(version, states)
-            self._client.delete(self._keys.state(version, states[0][0]))
-            return len(states)
-
-    forgetful = Forgetful(store._client, Keys())
-    with pytest.raises(StoreError, match="read back"):
-        publish(tiny.bundle, tiny.prepared, forgetful)
-    assert store.published(tiny.bundle.manifest.version) is None
 
 
 def test_jobs_out_of_order_say_what_to_run(tiny, tmp_path, capsys) -> None:

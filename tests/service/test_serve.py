@@ -19,7 +19,6 @@ from srp4ctr.client import Client
 from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.local_redis import LocalRedis
 from srp4ctr.runtime.settings import StoreSettings
-from srp4ctr_service import workers
 from srp4ctr_service.serve import main
 from srp4ctr_service.settings import Settings
 
@@ -275,27 +274,6 @@ def _listens(address):
     except ConnectionRefusedError:
         return False
     return True
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000"}, 8),
-        ({"cpu.max": "350000 100000"}, 3),
-        ({"cpu.max": "50000 100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
-    ],
-)
-def test_as_many_workers_as_the_container_has_cpus(monkeypatch, tmp_path, files, cpus):
-    """`--workers 0` respects a container's CPU quota, by either version of control groups."""
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(f"{text}\n")
-    monkeypatch.setattr(workers, "CGROUP", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert workers.usable_cpus() == cpus
 
 
 def test_taken_port_is_a_clear_error(monkeypatch, short_folder):

@@ -27,9 +27,17 @@ class Keys:
         """String: the user's state of that bundle version."""
         return f"{self.namespace}:{{p{partition(user_id)}}}:s:{version}:{quote(user_id, safe='')}"
 
+    def states(self, version: str) -> str:
+        """A pattern of all users' states of that version."""
+        return f"{self.namespace}:{{p*}}:s:{version}:*"
+
     def active(self) -> str:
         """Hash with `version`, `fingerprint`, `previous`, `activated_at_ms`: the one pointer that is switched."""
         return f"{self.namespace}:active"
+
+    def publishing(self, version: str) -> str:
+        """Hash with `fingerprint`, `data`, `users`: how far a version's states are written, until all of them are."""
+        return f"{self.namespace}:publishing:{version}"
 
     def published(self, version: str) -> str:
         """Hash with `fingerprint`, `users`, `completed_at_ms`: written when all states of a version are."""

@@ -5,9 +5,11 @@ active version is no such thing. State bytes pass through as they are; what they
 """
 
 import asyncio
+import itertools
+import sys
 import time
 from collections.abc import Awaitable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import redis
@@ -31,8 +33,19 @@ redis.call('HSET', KEYS[1], 'version', ARGV[1], 'fingerprint', ARGV[2],
 return 1
 """
 
+# The previous version must still be whole: its fingerprint is in what publish declared of it.
+_ROLL_BACK = """
+local current = redis.call('HGET', KEYS[1], 'version')
+if not current or current ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[2], 'fingerprint', ARGV[3],
+           'previous', current, 'activated_at_ms', ARGV[4])
+return 1
+"""
+
 TICKS = 25
 """In so many steps the limit of an asynchronous read passes."""
+SCAN = 1000
+"""Keys that Redis looks at in one go."""
 
 T = TypeVar("T")
 
@@ -54,6 +67,15 @@ class Published:
     fingerprint: str
     users: int
     completed_at_ms: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many users' states of a version have been written, by which model and from which prepared data."""
+
+    fingerprint: str
+    data: str
+    users: int
 
 
 class StateStore:
@@ -81,11 +103,47 @@ class StateStore:
             values: list[bytes | None] = pipeline.execute()
         return values
 
+    def exist(self, version: str, user_ids: Sequence[str]) -> list[bool]:
+        """Whether each user has a state, in one pipeline."""
+        pipeline = self._client.pipeline(transaction=False)
+        for user_id in user_ids:
+            pipeline.exists(self._keys.state(version, user_id))
+        with store_errors():
+            return [bool(found) for found in pipeline.execute()]
+
+    def latency_s(self) -> float:
+        """Seconds that Redis needs for a PING."""
+        began = time.perf_counter()
+        with store_errors():
+            self._client.ping()
+        return time.perf_counter() - began
+
+    def room_bytes(self) -> int:
+        """Memory that Redis may still take: up to its `maxmemory`, or else up to its machine's."""
+        with store_errors():
+            found: dict[str, Any] = self._client.info("memory")
+        # A Redis that says neither, as some services' do, is believed to have enough.
+        limit = int(found.get("maxmemory", 0)) or int(found.get("total_system_memory", sys.maxsize))
+        return max(0, limit - int(found["used_memory"]))
+
+    def note_progress(self, version: str, progress: Progress) -> None:
+        """Note how far the version's states are written, after they are."""
+        fields: dict[Any, Any] = asdict(progress)
+        with store_errors():
+            self._client.hset(self._keys.publishing(version), mapping=fields)
+
+    def progress(self, version: str) -> Progress | None:
+        """What `note_progress` noted; None where nothing was begun, or all is done."""
+        with store_errors():
+            found = _texts(self._client.hgetall(self._keys.publishing(version)))
+        return Progress(found["fingerprint"], found["data"], int(found["users"])) if found else None
+
     def mark_published(self, version: str, fingerprint: str, users: int) -> None:
         """Declare that all states of the version are there; only then can it be activated."""
         fields: dict[Any, Any] = {"fingerprint": fingerprint, "users": users, "completed_at_ms": _now_ms()}
         with store_errors():
             self._client.hset(self._keys.published(version), mapping=fields)
+            self._client.delete(self._keys.publishing(version))
 
     def published(self, version: str) -> Published | None:
         """What `mark_published` declared of the version."""
@@ -117,10 +175,66 @@ class StateStore:
             )
         return active
 
+    def roll_back(self) -> Active:
+        """Switch services back to the version before the active one, which then is the previous one itself.
+
+        Raises VersionIncomplete where there is none whose states are still there.
+        """
+        active = self.active()
+        if active is None or active.previous is None:
+            raise VersionIncomplete(
+                "there is no version to roll back to; srp4ctr versions shows what there is"
+            )
+        published = self.published(active.previous)
+        if published is None:
+            raise VersionIncomplete(
+                f"the states of {active.previous}, which was active before, are gone; publish and activate it again"
+            )
+        arguments = (active.version, active.previous, published.fingerprint, str(_now_ms()))
+        with store_errors():
+            switched = self._client.eval(_ROLL_BACK, 1, self._keys.active(), *arguments)
+        if not switched:
+            raise StoreError(
+                "somebody else switched the version at this moment; look at srp4ctr versions, and try again"
+            )
+        return Active(active.previous, published.fingerprint, active.version, int(arguments[-1]))
+
     def active(self) -> Active | None:
         """The active version; None before the first activation."""
         with store_errors():
             return _active(self._client.hgetall(self._keys.active()))
+
+    def versions(self) -> list[str]:
+        """All versions of which something has been published, or begun to be, by name."""
+        found = set()
+        with store_errors():
+            for pattern in (self._keys.publishing("*"), self._keys.published("*")):
+                found |= {
+                    key.decode().rpartition(":")[2] for key in self._client.scan_iter(pattern, count=SCAN)
+                }
+        return sorted(found)
+
+    def drop(self, version: str) -> int:
+        """Remove all states of a version that is neither active nor the one before; gives their number.
+
+        That it is published is taken back first, so that what is half gone can never be activated. Raises StoreError for a
+        version that services may need.
+        """
+        active = self.active()
+        if active is not None and version in (active.version, active.previous):
+            raise StoreError(f"{version} is active or the one to roll back to, and is not removed")
+        dropped = 0
+        with store_errors():
+            self._client.delete(self._keys.published(version))
+            keys = self._client.scan_iter(self._keys.states(version), count=SCAN)
+            while some := list(itertools.islice(keys, SCAN)):
+                # One by one: in a cluster they are in many slots.
+                pipeline = self._client.pipeline(transaction=False)
+                for key in some:
+                    pipeline.unlink(key)
+                dropped += sum(pipeline.execute())
+            self._client.delete(self._keys.publishing(version))
+        return dropped
 
 
 class AsyncStateStore:

@@ -1,0 +1,161 @@
+"""`srp4ctr publish`: whatever it is cut off by, it completes when it is run again, and says published only of whole versions."""
+
+import dataclasses
+
+import pytest
+
+from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.state_store import StateStore
+from srp4ctr_offline import encode
+from srp4ctr_offline import publish as job
+from srp4ctr_offline.encode import UserEncoder
+from srp4ctr_offline.publish import Throttle, needed_bytes, publish
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """So small that the few users of a test are several."""
+    monkeypatch.setattr(encode, "BATCH", 16)
+    monkeypatch.setattr(job, "CHUNK", 50)
+
+
+class CutOff(StateStore):
+    """A store whose connection ends after some batches."""
+
+    batches = 3
+
+    def put_many(self, version, states):
+        """Write, until the connection ends."""
+        if not self.batches:
+            raise StoreUnavailable("Redis: the connection was closed")
+        self.batches -= 1
+        return super().put_many(version, states)
+
+
+def test_publish_may_be_rerun_and_activate_waits_for_it(tiny, store) -> None:
+    """A version is refused until all its states are there; publishing again leaves them as they were."""
+    manifest = tiny.bundle.manifest
+    with pytest.raises(VersionIncomplete, match="srp4ctr publish"):
+        store.activate(manifest.version, manifest.fingerprint)
+    first = publish(tiny.bundle, tiny.prepared, store)
+    states = store.get_many(manifest.version, tiny.user_ids)
+    second = publish(tiny.bundle, tiny.prepared, store)
+    assert first == second
+    assert first.users == first.verified == len(tiny.user_ids)
+    for before, after in zip(states, store.get_many(manifest.version, tiny.user_ids), strict=True):
+        # All but created_at_ms and the checksum over it.
+        assert before[:24] + before[32:52] + before[56:] == after[:24] + after[32:52] + after[56:]
+    assert store.activate(manifest.version, manifest.fingerprint).version == manifest.version
+
+
+def test_publish_goes_on_where_it_was_cut_off(tiny, store) -> None:
+    """A publish that was cut off is not published; run again, it writes what was not written, and is whole."""
+    version = tiny.bundle.manifest.version
+    cut_off = CutOff(store._client, Keys())
+    with pytest.raises(StoreUnavailable):
+        publish(tiny.bundle, tiny.prepared, cut_off)
+    assert store.published(version) is None
+    there = sum(store.exist(version, tiny.user_ids))
+    assert there == 3 * 16
+    done = publish(tiny.bundle, tiny.prepared, store)
+    assert (done.resumed_at, done.written) == (there, len(tiny.user_ids) - there)
+    assert all(store.exist(version, tiny.user_ids))
+    assert store.progress(version) is None
+    assert store.published(version).users == len(tiny.user_ids)
+
+
+def test_publish_restores_what_was_lost_meanwhile(tiny, store) -> None:
+    """States that went while it was cut off are written again, though it had come past them."""
+    version = tiny.bundle.manifest.version
+    with pytest.raises(StoreUnavailable):
+        publish(tiny.bundle, tiny.prepared, CutOff(store._client, Keys()))
+    kept = [
+        one for one, there in zip(tiny.user_ids, store.exist(version, tiny.user_ids), strict=True) if there
+    ]
+    for user_id in kept[:5]:
+        store._client.delete(Keys().state(version, user_id))
+    done = publish(tiny.bundle, tiny.prepared, store)
+    assert done.written == len(tiny.user_ids) - len(kept) + 5
+    assert all(store.exist(version, tiny.user_ids))
+
+
+def test_publish_begins_anew_with_other_data(tiny, store) -> None:
+    """What was written from other histories is not built on."""
+    with pytest.raises(StoreUnavailable):
+        publish(tiny.bundle, tiny.prepared, CutOff(store._client, Keys()))
+    report = {**tiny.prepared.report, "data_fingerprint": "of other data"}
+    other = dataclasses.replace(tiny.prepared, report=report)
+    assert publish(tiny.bundle, other, store).resumed_at == 0
+
+
+def test_publish_notices_lost_states(tiny, store) -> None:
+    """States that Redis does not keep are noticed, and the version is not declared published."""
+
+    class Forgetful(StateStore):
+        """A store whose Redis evicts what it has just taken."""
+
+        def put_many(self, version, states):
+            """Write, and lose one."""
+            states = list(states)
+            super().put_many(version, states)
+            self._client.delete(self._keys.state(version, states[0][0]))
+            return len(states)
+
+    forgetful = Forgetful(store._client, Keys())
+    with pytest.raises(StoreError, match="does not keep"):
+        publish(tiny.bundle, tiny.prepared, forgetful)
+    assert store.published(tiny.bundle.manifest.version) is None
+
+
+def test_publish_notices_wrong_states(tiny, store) -> None:
+    """States that somebody else overwrites are noticed, and the version is not declared published."""
+
+    class Overwritten(StateStore):
+        """A store below whose namespace something else writes."""
+
+        def put_many(self, version, states):
+            """Write, each user the state of the one before."""
+            states = list(states)
+            data = [one for _, one in states]
+            return super().put_many(
+                version, zip([one for one, _ in states], data[1:] + data[:1], strict=True)
+            )
+
+    with pytest.raises(StoreError, match="not what the encoder gives"):
+        publish(tiny.bundle, tiny.prepared, Overwritten(store._client, Keys()))
+    assert store.published(tiny.bundle.manifest.version) is None
+
+
+def test_publish_looks_for_room_before_it_writes(tiny, store) -> None:
+    """Where Redis has too little memory for all states, nothing is written, and the error says how much is missing."""
+    version = tiny.bundle.manifest.version
+    used = store._client.info("memory")["used_memory"]
+    store._client.config_set("maxmemory", used + 50_000)
+    with pytest.raises(StoreError, match=r"states need about 0\.\d MB, and Redis has 0\.\d MB left"):
+        publish(tiny.bundle, tiny.prepared, store)
+    assert not any(store.exist(version, tiny.user_ids))
+    store._client.config_set("maxmemory", used + 50_000_000)
+    publish(tiny.bundle, tiny.prepared, store)
+
+
+def test_needed_memory_is_what_redis_takes(tiny, store) -> None:
+    """The bytes that are looked for are no fewer than Redis then says it uses, and not many more."""
+    version = tiny.bundle.manifest.version
+    publish(tiny.bundle, tiny.prepared, store)
+    taken = [store._client.memory_usage(Keys().state(version, user_id)) for user_id in tiny.user_ids]
+    state_bytes = UserEncoder(tiny.bundle, tiny.prepared, 1).state_bytes()
+    assert sum(taken) <= needed_bytes(len(taken), state_bytes) < 1.25 * sum(taken)
+
+
+def test_publish_yields_while_redis_is_slow() -> None:
+    """Pauses grow while Redis is slow, and go when it is quick again."""
+    latencies = iter([0.001, 0.02, 0.02, 0.001, 0.001, 0.001, 0.001, 0.001])
+    throttle = Throttle(lambda: next(latencies), max_latency_s=0.01)
+    paused = []
+    for _ in range(8):
+        before = throttle.paused_s
+        throttle.wait()
+        paused.append(round(throttle.paused_s - before, 4))
+    assert paused[:5] == [0, 0.01, 0.02, 0.01, 0.005]
+    assert paused[-1] == 0
