@@ -22,6 +22,7 @@ import pytest
 import redis
 import structlog
 import uvicorn
+from hypothesis import settings as hypothesis_settings
 
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.local_redis import find_server
@@ -40,6 +41,10 @@ from srp4ctr_service.server import server_config
 from srp4ctr_service.settings import Settings
 
 START_LIMIT_S = 20.0
+
+# How long an example takes says how busy the machine is.
+hypothesis_settings.register_profile("srp4ctr", deadline=None)
+hypothesis_settings.load_profile("srp4ctr")
 
 
 class RedisServer:

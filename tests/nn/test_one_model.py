@@ -30,9 +30,7 @@ STORED = {"float32": ROUNDING, "float16": 2e-3, "int8": 2e-2}
 # How far a number of a state may move itself, as a part of the largest in its row.
 NEAREST = {"float32": 0.0, "float16": 2**-11, "int8": 0.51 / 127}
 
-examples = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+examples = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny_sequence"])

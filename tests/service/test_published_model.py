@@ -40,7 +40,7 @@ def served(run, serving, service_settings, shared_redis_server):
             yield client, store, OnnxScorer(run.bundle)
 
 
-@examples(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     user=st.integers(0, 149),
     places=st.lists(st.integers(0, 130), min_size=1, max_size=60),
