@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help install demo demo-once test check format bench study constraints openapi clean
+.PHONY: help install demo demo-once test check format bench bench-peers study constraints openapi clean
 
 help: ## what can be made
 	@echo "srp4ctr: make TARGET"
@@ -50,6 +50,10 @@ format: $(INSTALLED) ## put the code into its format
 
 bench: demo-once ## CPU a request of the demo's model, against the bare ONNX Runtime run
 	@$(BIN)/python -m srp4ctr_loadtest.bench
+
+bench-peers: demo-once ## our service beside FastAPI, Triton, MLServer, BentoML, Ray Serve and LitServe; 2 GB, about an hour
+	@$(BIN)/python -m srp4ctr_loadtest.peers install || true
+	@$(BIN)/python -m srp4ctr_loadtest.peers run
 
 study: $(INSTALLED) ## train what configs/study.toml plans and is not there yet, then report; hours, and may be cut off
 	@$(BIN)/python -m srp4ctr_offline.study.run

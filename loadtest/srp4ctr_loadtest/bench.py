@@ -151,7 +151,12 @@ def main() -> int:
     costs = []
     kinds: tuple[tuple[States, int], ...] = (("redis", 0), ("near", USERS))
     for states, near_cache_users in kinds:
-        with running_service(free_port(), {"SRP4CTR_NEAR_CACHE_USERS": str(near_cache_users)}) as running:
+        # By its address, or the service would take the local Redis for its own, and stop it in the end.
+        variables = {
+            "SRP4CTR_NEAR_CACHE_USERS": str(near_cache_users),
+            "SRP4CTR_REDIS_URL": subject.redis_url,
+        }
+        with running_service(free_port(), variables) as running:
             server = psutil.Process(running.pid)
             server.cpu_affinity([cores.server])
             costs += [

@@ -32,7 +32,7 @@ def main() -> int:
     subject = Subject.active()
     drawn = CANDIDATES ** np.random.default_rng(0).random(DIFFERENT)
     seen = []
-    with running_service(free_port()) as running:
+    with running_service(free_port(), {"SRP4CTR_REDIS_URL": subject.redis_url}) as running:
         server = psutil.Process(running.pid)
         requests = subject.requests(running.url, [CANDIDATES, *drawn.astype(int).tolist()])
         print(f"{'requests':>10} {'RSS MB':>8}")
