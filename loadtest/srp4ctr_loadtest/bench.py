@@ -7,13 +7,12 @@ out of Redis at every request, once with all of them in the near cache. Prints a
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -24,6 +23,7 @@ from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.contract.http_types import ScoreResponse
 from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr.runtime.sessions import OnnxScorer
+from srp4ctr_loadtest.cores import on_core
 from srp4ctr_loadtest.http_load import Load, closed_loop, open_loop
 from srp4ctr_loadtest.subject import USERS, Subject
 
@@ -91,38 +91,26 @@ def check(load: Load, candidates: int) -> None:
     assert len(answer.scores) == candidates, answer
 
 
-@dataclass(frozen=True)
-class Cores:
-    """The first core is the server's and the bare run's, the last the loader's."""
-
-    server: int
-    loader: int
-
-    @contextlib.contextmanager
-    def for_bare_run(self) -> Iterator[None]:
-        """Puts this process on the server's core while entered."""
-        os.sched_setaffinity(0, [self.server])
-        yield
-        os.sched_setaffinity(0, [self.loader])
-
-
 def measured(
     subject: Subject,
     states: States,
     candidates: int,
     url: str,
     server: psutil.Process,
-    cores: Cores,
+    core: int,
     count: int,
 ) -> Cost:
-    """Rounds of the bare run and of a closed loop in turns, so that both meet the same machine; then an open loop."""
+    """Rounds of the bare run and of a closed loop in turns, so that both meet the same machine; then an open loop.
+
+    The server has that core, and so has the bare run meanwhile.
+    """
     requests = subject.requests(url, [candidates] * len(subject.users))
-    with cores.for_bare_run():
+    with on_core(core):
         bare = BareRun(subject, candidates, max(100, count * 100 // candidates))
     closed_loop(url, requests, connections=CONNECTIONS, count=max(WARM_UP, len(requests)))
     alone, costs, rates = [], [], []
     for _ in range(ROUNDS):
-        with cores.for_bare_run():
+        with on_core(core):
             alone.append(bare.cpu_ms())
         before = server.cpu_times()
         load = closed_loop(url, requests, connections=CONNECTIONS, count=count)
@@ -146,8 +134,8 @@ def main() -> int:
     arguments = parser.parse_args()
     subject = Subject.active()
     available = sorted(os.sched_getaffinity(0))
-    cores = Cores(available[0], available[-1])
-    os.sched_setaffinity(0, [cores.loader])
+    core = available[0]
+    os.sched_setaffinity(0, available[-1:])
     costs = []
     kinds: tuple[tuple[States, int], ...] = (("redis", 0), ("near", USERS))
     for states, near_cache_users in kinds:
@@ -158,9 +146,9 @@ def main() -> int:
         }
         with running_service(free_port(), variables) as running:
             server = psutil.Process(running.pid)
-            server.cpu_affinity([cores.server])
+            server.cpu_affinity([core])
             costs += [
-                measured(subject, states, candidates, running.url, server, cores, arguments.requests)
+                measured(subject, states, candidates, running.url, server, core, arguments.requests)
                 for candidates in arguments.candidates
             ]
     _print(subject.version, costs)

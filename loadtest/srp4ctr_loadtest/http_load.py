@@ -8,7 +8,7 @@ own time on, however late it could be sent, so that a stall counts for all who w
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 from urllib.parse import urlsplit
@@ -28,14 +28,17 @@ class Request:
     wire: bytes
 
     @classmethod
-    def post(cls, url: str, body: bytes) -> "Request":
-        """A POST of JSON to the URL."""
+    def post(cls, url: str, body: bytes, headers: Mapping[str, str] | None = None) -> "Request":
+        """A POST to the URL, of JSON where the headers do not say otherwise."""
         parts = urlsplit(url)
-        head = (
-            f"POST {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n"
-        )
-        return cls(head.encode() + body)
+        lines = {
+            "host": parts.netloc,
+            "content-type": "application/json",
+            **(headers or {}),
+            "content-length": str(len(body)),
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        return cls(f"POST {parts.path} HTTP/1.1\r\n{head}\r\n".encode() + body)
 
 
 @dataclass

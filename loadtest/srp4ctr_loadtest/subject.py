@@ -46,25 +46,27 @@ class Subject:
             if active is None:
                 raise StoreError("no version is active; run: make demo-once")
             bundle = find_bundle(active.version, settings.bundles_dir)
-            pattern = f"{settings.namespace}:*:s:{active.version}:*"
-            found = itertools.islice(client.scan_iter(pattern, count=1000), USERS)
+            found = itertools.islice(client.scan_iter(keys.states(active.version), count=1000), USERS)
             users = [unquote(key.decode().rsplit(":", 1)[1]) for key in found]
             data = store.get_many(active.version, users)
         layout, fingerprint = bundle.manifest.state, bundle.manifest.fingerprint_bytes
         states = [decode_state(one, layout, fingerprint) for one in data if one is not None]
         return cls(active.version, bundle, redis_url, users, states)
 
+    def items(self, generator: np.random.Generator, count: int) -> list[str]:
+        """The ids of so many random items of the catalogue."""
+        return [item.decode() for item in generator.choice(self.bundle.items.index.ids[1:], count).tolist()]
+
     def requests(self, url: str, candidates: Sequence[int]) -> list[Request]:
         """POST /score for user after user, each with as many random catalogue items as `candidates` says."""
         generator = np.random.default_rng(1)
-        catalogue = self.bundle.items.index.ids[1:]
         return [
             Request.post(
                 f"{url}/score",
                 orjson.dumps(
                     {
                         "user_id": user,
-                        "item_ids": [item.decode() for item in generator.choice(catalogue, count).tolist()],
+                        "item_ids": self.items(generator, count),
                         "deadline_ms": DEADLINE_MS,
                     }
                 ),

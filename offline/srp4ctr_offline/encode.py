@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import DataError
-from srp4ctr.contract.state import HEADER_BYTES, START_POSITIONS, UserState, encode_state
+from srp4ctr.contract.state import UserState, encode_state
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.sessions import OnnxEncoder
 from srp4ctr_offline.prepared import Prepared
@@ -44,12 +44,6 @@ class UserEncoder:
     def order(self) -> Users:
         """All users, those with histories of similar length beside each other; the same order each time."""
         return np.argsort(self._counts, kind="stable")
-
-    def state_bytes(self) -> float:
-        """Mean bytes of a user's state."""
-        lengths, users = np.unique(self._prepared.lengths(self._counts) + START_POSITIONS, return_counts=True)
-        sizes = [HEADER_BYTES + self._manifest.state.payload_bytes(int(length)) for length in lengths]
-        return float(np.average(sizes, weights=users)) if len(users) else 0.0
 
     def batches(self, users: Users) -> Iterator[list[Encoded]]:
         """The users' states, in their order."""

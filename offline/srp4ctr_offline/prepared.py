@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import DataError
+from srp4ctr.contract.state import HEADER_BYTES, START_POSITIONS, StateLayout
 from srp4ctr.contract.transforms import Transforms
 from srp4ctr.contract.vocabulary import PADDING, Codes, Texts
 from srp4ctr.runtime.items import Catalogue
@@ -95,6 +96,12 @@ class Prepared:
     def lengths(self, ends: Ints) -> Ints:
         """Events that histories ending at `ends` keep."""
         return np.minimum(ends, self.max_events)
+
+    def mean_state_bytes(self, layout: StateLayout) -> float:
+        """Bytes of a user's state of that layout, the mean over all users."""
+        positions, users = np.unique(self.lengths(self.event_counts()) + START_POSITIONS, return_counts=True)
+        sizes = [HEADER_BYTES + layout.payload_bytes(int(length)) for length in positions]
+        return float(np.average(sizes, weights=users)) if len(users) else 0.0
 
     def histories(self, users: NDArray[np.integer[Any]], ends: Ints) -> Histories:
         """The latest events among each user's first `ends`; L is that of the longest, and at least 1."""

@@ -7,7 +7,7 @@ is what Redis gives back. It yields to whoever else needs Redis: when that becom
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +93,29 @@ def publish(
     resumed_at = (
         begin.users if begin and (begin.fingerprint, begin.data) == (manifest.fingerprint, data) else 0
     )
-    _check_room(store, len(order) - resumed_at, encoder.state_bytes())
+    state_bytes = prepared.mean_state_bytes(manifest.state)
+    _check_room(store, len(order) - resumed_at, state_bytes)
     throttle = Throttle(store.latency_s, max_latency_s)
-    with tqdm(total=len(order), initial=resumed_at, desc="publishing", unit="user") as bar:
-        _write(encoder, order[resumed_at:], store, manifest, throttle, bar, (data, resumed_at))
+
+    def write(batch: list[Encoded]) -> None:
+        store.put_many(manifest.version, batch)
+        throttle.wait()
+
+    done = resumed_at
+    with tqdm(total=len(order), initial=done, desc="publishing", unit="user") as bar:
+
+        def write_and_note(batch: list[Encoded]) -> None:
+            nonlocal done
+            store.put_many(manifest.version, batch)
+            done += len(batch)
+            store.note_progress(manifest.version, Progress(manifest.fingerprint, data, done))
+            bar.update(len(batch))
+            throttle.wait()
+
+        _overlap(encoder.batches(order[resumed_at:]), write_and_note)
     # What a Redis that was killed had not kept, or somebody deleted meanwhile.
     lost = _missing(store, manifest.version, prepared, order)
-    _write(encoder, lost, store, manifest, throttle, None, None)
+    _overlap(encoder.batches(lost), write)
     still = _missing(store, manifest.version, prepared, lost)
     if len(still):
         raise StoreError(
@@ -110,7 +126,7 @@ def publish(
     store.mark_published(manifest.version, manifest.fingerprint, len(order))
     written = len(order) - resumed_at + len(lost)
     return Published(
-        manifest.version, len(order), resumed_at, written, verified, encoder.state_bytes(), throttle.paused_s
+        manifest.version, len(order), resumed_at, written, verified, state_bytes, throttle.paused_s
     )
 
 
@@ -129,32 +145,11 @@ def _check_room(store: StateStore, users: int, state_bytes: float) -> None:
         )
 
 
-def _write(
-    encoder: UserEncoder,
-    users: Users,
-    store: StateStore,
-    manifest: Manifest,
-    throttle: Throttle,
-    bar: "tqdm[None] | None",
-    noted: tuple[str, int] | None,
-) -> None:
-    """Write the users' states while the next are encoded; `noted` is the data's fingerprint and how far it had come."""
-    done = 0
-
-    def write(batch: list[Encoded]) -> None:
-        nonlocal done
-        store.put_many(manifest.version, batch)
-        done += len(batch)
-        if noted is not None:
-            data, before = noted
-            store.note_progress(manifest.version, Progress(manifest.fingerprint, data, before + done))
-        if bar is not None:
-            bar.update(len(batch))
-        throttle.wait()
-
+def _overlap(batches: Iterable[list[Encoded]], write: Callable[[list[Encoded]], None]) -> None:
+    """Write each batch while the next is encoded."""
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="write-states") as pool:
-        for batch in encoder.batches(users):
+        for batch in batches:
             if writing is not None:
                 writing.result()
             writing = pool.submit(write, batch)

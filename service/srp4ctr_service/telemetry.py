@@ -12,14 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from srp4ctr.contract.http_types import Degradation, StateStatus, Tier
+from srp4ctr_service.background import in_background
 
 SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which workers count together. prometheus_client reads it when it is imported."""
 STAGES = ("parse", "state", "queue", "rows", "model", "answer", "total")
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _CANDIDATES = (1, 10, 25, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
-
-
 FLUSH_AT = 256
 FLUSH_EVERY_S = 1.0
 
@@ -153,19 +152,15 @@ class Telemetry:
     @contextlib.asynccontextmanager
     async def flushed(self) -> AsyncIterator[None]:
         """Flush once a second while entered, so that other workers show it, too, and at the end."""
-
-        async def go_on() -> None:
-            while True:
-                await asyncio.sleep(FLUSH_EVERY_S)
-                self.flush()
-
-        task = asyncio.create_task(go_on(), name="flush-metrics")
         try:
-            yield
+            async with in_background(self._flush_again_and_again(), "flush-metrics"):
+                yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            self.flush()
+
+    async def _flush_again_and_again(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_EVERY_S)
             self.flush()
 
     def text(self) -> bytes:

@@ -11,6 +11,7 @@ import structlog
 
 from srp4ctr.contract.errors import BundleError, NoActiveModel, Srp4ctrError, StoreError
 from srp4ctr.runtime.state_store import Active, AsyncStateStore
+from srp4ctr_service.background import in_background
 from srp4ctr_service.model import ServedModel
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.telemetry import Telemetry
@@ -46,13 +47,8 @@ class Versions:
     async def followed(self) -> AsyncIterator[None]:
         """Follow the active version while entered; the first look is over on entering."""
         await self._look()
-        task = asyncio.create_task(self._follow(), name="follow-active-version")
-        try:
+        async with in_background(self._follow(), "follow-active-version"):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _follow(self) -> None:
         while True:

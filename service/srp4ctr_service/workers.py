@@ -28,16 +28,9 @@ def run_workers(settings: Settings, redis_url: str, listener: socket.socket, wor
     """Serve until SIGINT or SIGTERM; whether all workers could start."""
     with _shared_metrics():
         app = partial(_worker, settings, redis_url)
-        supervisor = _Supervisor(server_config(app, settings, workers=workers), [listener])
+        supervisor = Multiprocess(server_config(app, settings, workers=workers), [listener])
         supervisor.run()
         return all(process.exitcode != STARTUP_FAILURE for process in supervisor.processes)
-
-
-class _Supervisor(Multiprocess):
-    def join_all(self) -> None:
-        # Those that are gone already have nothing to be waited for.
-        for process in self.processes:
-            process.process.join()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_offline import encode
 from srp4ctr_offline import publish as job
-from srp4ctr_offline.encode import UserEncoder
 from srp4ctr_offline.publish import Throttle, needed_bytes, publish
 
 
@@ -144,7 +143,7 @@ def test_needed_memory_is_what_redis_takes(tiny, store) -> None:
     version = tiny.bundle.manifest.version
     publish(tiny.bundle, tiny.prepared, store)
     taken = [store._client.memory_usage(Keys().state(version, user_id)) for user_id in tiny.user_ids]
-    state_bytes = UserEncoder(tiny.bundle, tiny.prepared, 1).state_bytes()
+    state_bytes = tiny.prepared.mean_state_bytes(tiny.bundle.manifest.state)
     assert sum(taken) <= needed_bytes(len(taken), state_bytes) < 1.25 * sum(taken)
 
 

@@ -11,10 +11,12 @@ import httpx
 import psutil
 
 from srp4ctr.runtime.serving import free_port, running_service
+from srp4ctr_loadtest.cores import on_core
+from srp4ctr_loadtest.peers.aims import OURS, OURS_NEAR
 from srp4ctr_loadtest.peers.asking import answers
 from srp4ctr_loadtest.peers.catalogue import SERVERS, Peer
 from srp4ctr_loadtest.peers.install import python_of
-from srp4ctr_loadtest.peers.processes import Tree, module_command, on_core, running
+from srp4ctr_loadtest.peers.processes import Tree, module_command, running
 from srp4ctr_loadtest.peers.protocols import PLAIN, Protocol, WrongAnswer
 from srp4ctr_loadtest.peers.workload import Workload
 
@@ -61,8 +63,8 @@ def own_services(workload: Workload) -> list[Contestant]:
         return Contestant(name, title, PLAIN, start)
 
     return [
-        contestant("srp4ctr", "srp4ctr", 0),
-        contestant("srp4ctr-near", "srp4ctr, near cache", None),
+        contestant(OURS, "srp4ctr", 0),
+        contestant(OURS_NEAR, "srp4ctr, near cache", None),
     ]
 
 

@@ -10,11 +10,11 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from srp4ctr_loadtest.peers.aims import OURS
 from srp4ctr_loadtest.peers.baselines import BEFORE
 from srp4ctr_loadtest.peers.results import Results, Row
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green")
-OURS = "srp4ctr"
 
 
 def plot_cpu(results: Results, path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from srp4ctr.contract.errors import ServiceNotReady
+from srp4ctr_loadtest.cores import on_core
 
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 20.0
@@ -48,17 +49,6 @@ class Tree:
                     raise ServiceNotReady(
                         f"{process.name()} runs on cores {process.cpu_affinity()}, not on {core} alone"
                     )
-
-
-@contextlib.contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Run on that core alone; processes that are started meanwhile stay there."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
@@ -47,14 +46,7 @@ class Call:
 
     def to(self, url: str) -> Request:
         """The request to the server at the URL, as it goes over the wire."""
-        lines = {
-            "host": urlsplit(url).netloc,
-            "content-type": "application/json",
-            **self.headers,
-            "content-length": str(len(self.body)),
-        }
-        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        return Request(f"POST {self.path} HTTP/1.1\r\n{head}\r\n".encode() + self.body)
+        return Request.post(f"{url}{self.path}", self.body, self.headers)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr_loadtest.cores import on_core
 from srp4ctr_loadtest.peers import baselines
 from srp4ctr_loadtest.peers.asking import ask
 from srp4ctr_loadtest.peers.baselines import BEFORE, FLOOR, Histories
@@ -14,7 +15,6 @@ from srp4ctr_loadtest.peers.catalogue import Peer
 from srp4ctr_loadtest.peers.contestants import Contestant, own_services, peer_contestant
 from srp4ctr_loadtest.peers.machine import about, redis_on
 from srp4ctr_loadtest.peers.measure import Exam, Plan, at_common_rates, at_own_rate
-from srp4ctr_loadtest.peers.processes import on_core
 from srp4ctr_loadtest.peers.protocols import WrongAnswer
 from srp4ctr_loadtest.peers.results import WRONG, Results, Row
 from srp4ctr_loadtest.peers.workload import MADE_UP, Workload

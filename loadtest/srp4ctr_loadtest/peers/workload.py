@@ -40,11 +40,7 @@ class Workload:
     def questions(self, candidates: int) -> list[Question]:
         """A question of so many random items for each user; the same at each call."""
         generator = np.random.default_rng(candidates)
-        catalogue = self.subject.bundle.items.index.ids[1:]
-        return [
-            Question(user, [item.decode() for item in generator.choice(catalogue, candidates).tolist()])
-            for user in self.subject.users
-        ]
+        return [Question(user, self.subject.items(generator, candidates)) for user in self.subject.users]
 
     def given(self, port: int, folder: Path, *, whole_graph: bool = False) -> Given:
         """What a peer is told to serve it."""

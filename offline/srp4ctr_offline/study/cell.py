@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from srp4ctr.contract.state import HEADER_BYTES, START_POSITIONS
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr.nn.ctr import CtrModel
 from srp4ctr.nn.model import Srp4Ctr
@@ -57,7 +56,7 @@ def _rows(cell: Cell, prepared: Prepared, results: Results) -> dict[str, Any]:
     state_bytes = None
     if isinstance(model, Srp4Ctr):
         save_model(model, prepared.transforms, folder)
-        state_bytes = mean_state_bytes(model, prepared)
+        state_bytes = round(prepared.mean_state_bytes(model.state_layout))
     return {
         "test": _metrics(prepared, TEST, probability),
         "valid": _metrics(prepared, VALID, predict(model, prepared, prepared.rows.of(VALID))),
@@ -128,13 +127,6 @@ def _metrics(
     rows = prepared.rows.of(split)
     value = evaluate_rows(prepared.rows.label[rows], prepared.rows.user[rows], probability, draws=1).value
     return {name: round(float(value[i]), 6) for i, name in enumerate(METRICS)}
-
-
-def mean_state_bytes(model: Srp4Ctr, prepared: Prepared) -> int:
-    """Bytes of a user's state, the mean over all users."""
-    layout = model.state_layout
-    positions = prepared.lengths(prepared.event_counts()) + START_POSITIONS
-    return round(float(np.mean([HEADER_BYTES + layout.payload_bytes(int(length)) for length in positions])))
 
 
 def main(argv: Sequence[str]) -> int:
