@@ -114,6 +114,15 @@ def test_bytes_of_16_tokens_of_64() -> None:
     assert StateLayout(kind="tokens", arrays=(spec,)).payload_bytes() == 1024 + 32
 
 
+def test_a_layout_is_its_fields() -> None:
+    """A layout that has served states of some lengths equals one that is just read: manifests are compared."""
+    used = GROWING.model_copy(deep=True)
+    assert used.payload_bytes(3) < used.payload_bytes(30)
+    fresh = StateLayout.model_validate_json(used.model_dump_json())
+    assert fresh == used
+    assert hash(fresh) == hash(used)
+
+
 @given(ROWS)
 def test_int8_is_nearest(rows) -> None:
     """No number moves by more than half a step of its row, and steps are no larger than float16 makes them."""

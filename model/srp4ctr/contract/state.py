@@ -5,11 +5,12 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from srp4ctr.contract.errors import StateCorrupt, StateForeign
 from srp4ctr.contract.schema import Strict
@@ -86,8 +87,10 @@ class StateLayout(Strict):
     kind: Literal["tokens", "sequence"]
     arrays: tuple[ArraySpec, ...] = Field(min_length=1)
 
-    # By length: working it out takes longer than decoding a state.
-    _places: dict[int, tuple[tuple[str, tuple["Place", ...]], ...]] = PrivateAttr(default_factory=dict)
+    @cached_property
+    def _places(self) -> dict[int, tuple[tuple[str, tuple["Place", ...]], ...]]:
+        """By length: working it out takes longer than decoding a state. Not a private attribute: those are compared."""
+        return {}
 
     def payload_bytes(self, length: int = 0) -> int:
         """Bytes of the arrays of a state that keeps `length` positions, alignment included."""
