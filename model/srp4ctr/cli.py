@@ -35,7 +35,9 @@ COMMANDS = {
         "srp4ctr_offline.rollback", "offline", "switch the services back to the version before"
     ),
     "versions": Command("srp4ctr_offline.versions", "offline", "list versions, remove those no longer used"),
+    "forget": Command("srp4ctr_offline.forget", "offline", "remove all that Redis has of a user"),
     "serve": Command("srp4ctr_service.serve", "service", "answer POST /score"),
+    "refresh": Command("srp4ctr_service.refresh", "service", "encode users anew as they act"),
     "doctor": Command("srp4ctr_service.doctor", "service", "what is installed, reachable and active"),
 }
 

@@ -1,4 +1,4 @@
-"""Users' histories to the bytes of their states, by a bundle's own encoder."""
+"""Users' prepared histories to their states, by a bundle's own encoder."""
 
 import time
 from collections.abc import Iterator
@@ -8,23 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import DataError
-from srp4ctr.contract.state import UserState, encode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr.runtime.bundle import Bundle
+from srp4ctr.runtime.history_encoder import BATCH, Encoded
 from srp4ctr.runtime.sessions import OnnxEncoder
-from srp4ctr_offline.prepared import Prepared
-
-BATCH = 64
-"""Users that are encoded together: what the layers pass on stays in the cache, and 256 are a quarter slower."""
+from srp4ctr_offline.prepared import Ints, Prepared
 
 Users = NDArray[np.int64]
 """Places of users in the prepared data."""
 
 
-class Encoded(NamedTuple):
-    """A user's id, and the bytes of the user's state."""
+class Batch(NamedTuple):
+    """Users, and their states in the same order."""
 
-    user_id: str
-    data: bytes
+    users: Users
+    encoded: list[Encoded]
 
 
 class UserEncoder:
@@ -45,23 +43,24 @@ class UserEncoder:
         """All users, those with histories of similar length beside each other; the same order each time."""
         return np.argsort(self._counts, kind="stable")
 
-    def batches(self, users: Users) -> Iterator[list[Encoded]]:
+    def batches(self, users: Users) -> Iterator[Batch]:
         """The users' states, in their order."""
         for at in range(0, len(users), BATCH):
-            yield self._batch(users[at : at + BATCH])
+            some = users[at : at + BATCH]
+            yield Batch(some, self.encode(some, self._counts[some]))
 
-    def _batch(self, users: Users) -> list[Encoded]:
+    def encode(self, users: Users, ends: Ints) -> list[Encoded]:
+        """The users' states after each one's first `ends` events."""
         prepared, manifest, events = self._prepared, self._manifest, self._prepared.events
-        counts = self._counts[users]
-        items, behaviours, _ = prepared.histories(users, counts)
+        items, behaviours, _ = prepared.histories(users, ends)
         arrays = self._encoder(items, behaviours, np.ascontiguousarray(prepared.users.codes[users]))
         now = time.time_ns() // 1_000_000
-        lengths = prepared.lengths(counts)
+        lengths = prepared.lengths(ends)
         batch = []
         for place, user in enumerate(users):
             kept = int(lengths[place])
             encoding = manifest.state.of_user(arrays, place, kept)
-            last = int(events.time_ms[events.start[user + 1] - 1]) if counts[place] else -1
+            last = int(events.time_ms[events.start[user] + ends[place] - 1]) if ends[place] else -1
             state = UserState(
                 arrays=encoding.arrays,
                 events=kept,
@@ -69,6 +68,5 @@ class UserEncoder:
                 created_at_ms=now,
                 last_event_at_ms=None if last < 0 else last,
             )
-            data = encode_state(state, manifest.state, manifest.fingerprint_bytes)
-            batch.append(Encoded(prepared.users.ids[user].decode(), data))
+            batch.append(Encoded(prepared.users.ids[user].decode(), state))
         return batch

@@ -1,4 +1,4 @@
-"""`srp4ctr publish`: encode every user with a bundle's own encoder and write the states to Redis.
+"""`srp4ctr publish`: encode every user with a bundle's own encoder and write the states to Redis, and raw histories with them.
 
 It may be cut off at any moment and run again: it goes on where it was, since how far it came is noted in Redis behind the
 states themselves. The version is declared published only when every user has a state and a sample, encoded once more,
@@ -9,30 +9,34 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from srp4ctr.contract.errors import StoreError
+from srp4ctr.contract.errors import ConfigError, StoreError
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.manifest import Manifest
-from srp4ctr.contract.state import decode_state
+from srp4ctr.contract.state import UserState, decode_state, encode_state
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import Bundle, find_bundle
 from srp4ctr.runtime.cpus import usable_cpus
+from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr.runtime.state_store import Progress, StateStore
-from srp4ctr_offline.encode import Encoded, UserEncoder, Users
+from srp4ctr_offline.encode import Batch, UserEncoder, Users
+from srp4ctr_offline.histories import RawHistories
 from srp4ctr_offline.prepared import Prepared
-from srp4ctr_offline.run import write_json
+from srp4ctr_offline.run import config_of_run, write_json
 
 SAMPLE = 1000
 CHUNK = 10_000
 KEY_BYTES = 100
 """What Redis takes for a key beside its value: the key itself, and its place in the table."""
+EVENT_BYTES = 3
+"""What it takes for an element of a list beside its text."""
 ROUNDING = 1.1
 """What its allocator rounds values up by, on average."""
 SPARE = 0.05
@@ -77,14 +81,55 @@ class Throttle:
             self.paused_s += self._pause_s
 
 
+@dataclass(frozen=True)
+class Seeding:
+    """Raw histories, and the store that they are to be in."""
+
+    histories: RawHistories
+    events: EventStore
+
+
+class Writer:
+    """Writes batches of users: their raw histories first, so that a state counts no event that it lacks."""
+
+    def __init__(self, store: StateStore, manifest: Manifest, users: int, seeding: Seeding | None) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._seeding = seeding
+        self.sequences = np.zeros(users, np.int64)
+        """Of the states that were written, by user."""
+
+    def write(self, batch: Batch) -> None:
+        """Write one batch."""
+        if self._seeding is not None:
+            ids = [one.user_id for one in batch.encoded]
+            packed = self._seeding.histories.packed(batch.users)
+            self.sequences[batch.users] = self._seeding.events.seed(zip(ids, packed, strict=True))
+        manifest = self._manifest
+        states = [
+            (
+                one.user_id,
+                encode_state(
+                    replace(one.state, sequence=sequence), manifest.state, manifest.fingerprint_bytes
+                ),
+            )
+            for one, sequence in zip(batch.encoded, self.sequences[batch.users].tolist(), strict=True)
+        ]
+        self._store.put_many(manifest.version, states)
+
+
 def publish(
     bundle: Bundle,
     prepared: Prepared,
     store: StateStore,
+    seeding: Seeding | None = None,
     threads: int = 1,
     max_latency_s: float = MAX_LATENCY_MS / 1000,
 ) -> Published:
-    """Write all users' states of the bundle's version, verify them, and declare the version published."""
+    """Write all users' states of the bundle's version, verify them, and declare the version published.
+
+    With `seeding`, the users' raw histories are written, too; what was acknowledged after them stays behind them.
+    """
     manifest = bundle.manifest
     encoder = UserEncoder(bundle, prepared, threads)
     order = encoder.order()
@@ -94,35 +139,36 @@ def publish(
         begin.users if begin and (begin.fingerprint, begin.data) == (manifest.fingerprint, data) else 0
     )
     state_bytes = prepared.mean_state_bytes(manifest.state)
-    _check_room(store, len(order) - resumed_at, state_bytes)
+    _check_room(store, order[resumed_at:], state_bytes, seeding)
     throttle = Throttle(store.latency_s, max_latency_s)
+    writer = Writer(store, manifest, len(order), seeding)
 
-    def write(batch: list[Encoded]) -> None:
-        store.put_many(manifest.version, batch)
+    def write(batch: Batch) -> None:
+        writer.write(batch)
         throttle.wait()
 
     done = resumed_at
     with tqdm(total=len(order), initial=done, desc="publishing", unit="user") as bar:
 
-        def write_and_note(batch: list[Encoded]) -> None:
+        def write_and_note(batch: Batch) -> None:
             nonlocal done
-            store.put_many(manifest.version, batch)
-            done += len(batch)
+            writer.write(batch)
+            done += len(batch.users)
             store.note_progress(manifest.version, Progress(manifest.fingerprint, data, done))
-            bar.update(len(batch))
+            bar.update(len(batch.users))
             throttle.wait()
 
         _overlap(encoder.batches(order[resumed_at:]), write_and_note)
     # What a Redis that was killed had not kept, or somebody deleted meanwhile.
-    lost = _missing(store, manifest.version, prepared, order)
+    lost = _missing(store, manifest.version, prepared, order, seeding)
     _overlap(encoder.batches(lost), write)
-    still = _missing(store, manifest.version, prepared, lost)
+    still = _missing(store, manifest.version, prepared, lost, seeding)
     if len(still):
         raise StoreError(
             f"Redis does not keep {len(still)} of {len(order)} states, the first that of "
             f"{prepared.users.ids[still[0]].decode()!r}; is it full, or evicting keys? Then run publish again"
         )
-    verified = _verify(encoder, order, store, manifest)
+    verified = _verify(encoder, order, store, manifest, writer.sequences)
     store.mark_published(manifest.version, manifest.fingerprint, len(order))
     written = len(order) - resumed_at + len(lost)
     return Published(
@@ -135,17 +181,26 @@ def needed_bytes(users: int, state_bytes: float) -> float:
     return users * (ROUNDING * state_bytes + KEY_BYTES)
 
 
-def _check_room(store: StateStore, users: int, state_bytes: float) -> None:
+def _check_room(store: StateStore, users: Users, state_bytes: float, seeding: Seeding | None) -> None:
     room = store.room_bytes()
-    needed = needed_bytes(users, state_bytes)
+    needed = needed_bytes(len(users), state_bytes)
+    if seeding is not None:
+        needed += needed_bytes(len(users), _history_bytes(seeding.histories, users))
     if needed > (1 - SPARE) * room:
         raise StoreError(
-            f"{users:,} states need about {needed / 1e6:,.1f} MB, and Redis has {room / 1e6:,.1f} MB left; give it more, "
+            f"{len(users):,} states{' and histories' if seeding else ''} need about {needed / 1e6:,.1f} MB, and Redis has {room / 1e6:,.1f} MB left; give it more, "
             "or remove versions that are no longer used: srp4ctr versions --prune"
         )
 
 
-def _overlap(batches: Iterable[list[Encoded]], write: Callable[[list[Encoded]], None]) -> None:
+def _history_bytes(histories: RawHistories, users: Users) -> float:
+    """Bytes of a raw history, the mean of a sample."""
+    some = users[:: max(1, len(users) // SAMPLE)]
+    sizes = [sum(len(event) + EVENT_BYTES for event in events) for events in histories.packed(some)]
+    return sum(sizes) / max(1, len(sizes))
+
+
+def _overlap(batches: Iterable[Batch], write: Callable[[Batch], None]) -> None:
     """Write each batch while the next is encoded."""
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="write-states") as pool:
@@ -157,27 +212,35 @@ def _overlap(batches: Iterable[list[Encoded]], write: Callable[[list[Encoded]], 
             writing.result()
 
 
-def _missing(store: StateStore, version: str, prepared: Prepared, users: Users) -> Users:
-    ids = prepared.users.ids
-    there = [
-        found
-        for at in range(0, len(users), CHUNK)
-        for found in store.exist(version, [ids[user].decode() for user in users[at : at + CHUNK]])
-    ]
-    lost: Users = users[~np.array(there, bool)]
+def _missing(
+    store: StateStore, version: str, prepared: Prepared, users: Users, seeding: Seeding | None
+) -> Users:
+    without = prepared.event_counts() == 0
+    there = np.zeros(len(users), bool)
+    for at in range(0, len(users), CHUNK):
+        some = users[at : at + CHUNK]
+        ids = [prepared.users.ids[user].decode() for user in some]
+        there[at : at + CHUNK] = store.exist(version, ids)
+        if seeding is not None:
+            # An empty list is no key.
+            there[at : at + CHUNK] &= np.array(seeding.events.exist(ids), bool) | without[some]
+    lost: Users = users[~there]
     return lost
 
 
-def _verify(encoder: UserEncoder, order: Users, store: StateStore, manifest: Manifest) -> int:
-    """Encode some users once more and compare with what Redis has; gives their number."""
+def _verify(
+    encoder: UserEncoder, order: Users, store: StateStore, manifest: Manifest, sequences: Users
+) -> int:
+    """Encode some users once more and compare with what Redis has, unless it is newer by now; gives their number."""
     sample = np.sort(np.random.default_rng().choice(order, min(SAMPLE, len(order)), replace=False))
     wrong = []
     for batch in encoder.batches(sample):
-        found = store.get_many(manifest.version, [one.user_id for one in batch])
+        found = store.get_many(manifest.version, [one.user_id for one in batch.encoded])
+        expected = sequences[batch.users].tolist()
         wrong += [
             one.user_id
-            for one, data in zip(batch, found, strict=True)
-            if not _equal(manifest, one.data, data)
+            for one, data, sequence in zip(batch.encoded, found, expected, strict=True)
+            if not _equal(manifest, one.state, data, sequence)
         ]
     if wrong:
         raise StoreError(
@@ -187,21 +250,37 @@ def _verify(encoder: UserEncoder, order: Users, store: StateStore, manifest: Man
     return len(sample)
 
 
-def _equal(manifest: Manifest, encoded: bytes, found: bytes | None) -> bool:
-    if found is None:
+def _equal(manifest: Manifest, encoded: UserState, data: bytes | None, sequence: int) -> bool:
+    if data is None:
         return False
-    states = [decode_state(one, manifest.state, manifest.fingerprint_bytes) for one in (encoded, found)]
-    one, other = states
+    found = decode_state(data, manifest.state, manifest.fingerprint_bytes)
+    if found.sequence > sequence:
+        # Refreshed meanwhile: this version is active.
+        return True
+    # As it would be stored.
+    one = decode_state(
+        encode_state(encoded, manifest.state, manifest.fingerprint_bytes),
+        manifest.state,
+        manifest.fingerprint_bytes,
+    )
     return (one.events, one.length, one.last_event_at_ms) == (
-        other.events,
-        other.length,
-        other.last_event_at_ms,
+        found.events,
+        found.length,
+        found.last_event_at_ms,
     ) and all(
         np.allclose(
-            array.astype(np.float64), other.arrays[name].astype(np.float64), atol=TOLERANCE, rtol=TOLERANCE
+            array.astype(np.float64), found.arrays[name].astype(np.float64), atol=TOLERANCE, rtol=TOLERANCE
         )
         for name, array in one.arrays.items()
     )
+
+
+def _check_bound(prepared: Prepared, settings: StoreSettings) -> None:
+    if prepared.max_events > settings.history_events:
+        raise ConfigError(
+            f"SRP4CTR_HISTORY_EVENTS is {settings.history_events}, and the model reads {prepared.max_events} events; "
+            "give it at least as many, here and to the service, or publish with --no-histories"
+        )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -209,14 +288,20 @@ def main(argv: Sequence[str]) -> int:
     settings = read_settings(StoreSettings)
     parser = argparse.ArgumentParser(
         prog="srp4ctr publish",
-        description="Reads a bundle and its run's prepared/. Writes every user's state to Redis "
-        "(SRP4CTR_REDIS_URL, else a local one below var/), and publish/metrics.json into the run. Cut off, it goes on "
-        "where it was when it is run again.",
+        description="Reads a bundle, its run's prepared/ and the tables that it was prepared of. Writes every user's state "
+        "and raw history to Redis (SRP4CTR_REDIS_URL, else a local one below var/), and publish/metrics.json into the run. "
+        "Cut off, it goes on where it was when it is run again.",
     )
     parser.add_argument("version", help="a version below var/bundles")
     parser.add_argument("--run", type=Path, help="the run's folder (default: var/runs/<name in the bundle>)")
     parser.add_argument(
         "--threads", type=int, default=usable_cpus(), help="of the encoder (default: all, %(default)s)"
+    )
+    parser.add_argument(
+        "--no-histories",
+        action="store_true",
+        help="write states alone, where nothing is ever sent to POST /events: then a state is refreshed by the next "
+        "publish only, and Redis needs less memory",
     )
     parser.add_argument(
         "--max-latency-ms",
@@ -229,8 +314,14 @@ def main(argv: Sequence[str]) -> int:
     folder = arguments.run or settings.runs_dir / bundle.manifest.name
     prepared = Prepared.load(folder / "prepared")
     began = time.monotonic()
-    store = StateStore(connect(settings, local_redis.ensure(settings)), Keys(settings.namespace))
-    done = publish(bundle, prepared, store, arguments.threads, arguments.max_latency_ms / 1000)
+    client, keys = connect(settings, local_redis.ensure(settings)), Keys(settings.namespace)
+    seeding = None
+    if not arguments.no_histories:
+        _check_bound(prepared, settings)
+        histories = RawHistories.read(config_of_run(folder), prepared)
+        seeding = Seeding(histories, EventStore(client, keys, settings.retention))
+    store = StateStore(client, keys, settings.state_ttl_s)
+    done = publish(bundle, prepared, store, seeding, arguments.threads, arguments.max_latency_ms / 1000)
     seconds = time.monotonic() - began
     rate = done.written / seconds
     write_json(

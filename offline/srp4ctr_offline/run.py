@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.settings import StoreSettings, read_settings
@@ -70,6 +71,17 @@ def start_stage(folder: Path, config: RunConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config.model_dump_json(indent=1, by_alias=True) + "\n")
     return folder
+
+
+def config_of_run(folder: Path, stage: str = "finetune") -> RunConfig:
+    """The configuration that a stage of a run was last done with; raises ConfigError where there is none."""
+    path = folder / stage / "config.json"
+    try:
+        return RunConfig.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(
+            f"{path} is not the configuration of a run: {error}; name its folder with --run"
+        ) from error
 
 
 def git_commit() -> str | None:

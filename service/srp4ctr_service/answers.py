@@ -25,7 +25,11 @@ class Answer:
     def how(self) -> dict[str, Any]:
         """HowScored, as it is written."""
         return {
-            "user_state": {"status": self.view.status, "age_ms": self.view.age_ms, "events_behind": None},
+            "user_state": {
+                "status": self.view.status,
+                "age_ms": self.view.age_ms,
+                "events_behind": self.view.events_behind,
+            },
             "tier": self.tier,
             "degraded": self.degraded,
             "unknown_items": self.unknown_items,

@@ -8,12 +8,14 @@ from starlette.types import Lifespan
 
 from srp4ctr import __version__
 from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.event_store import AsyncEventStore
 from srp4ctr.runtime.near_cache import NearCache
 from srp4ctr.runtime.redis_client import connect_async, read_pool
 from srp4ctr.runtime.state_reads import Limits, StateReads
 from srp4ctr.runtime.state_store import AsyncStateStore
 from srp4ctr_service import problems, routes
 from srp4ctr_service.compute import Compute
+from srp4ctr_service.events import Events
 from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.openapi import DocumentedApp
 from srp4ctr_service.parts import Parts
@@ -49,7 +51,8 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
             states = StateReader(settings, reads, keys)
             compute = Compute(settings.max_waiting_candidates)
             scoring = Scoring(settings, versions, states, compute, telemetry)
-            app.state.parts = Parts(settings, redis_url, telemetry, store, versions, scoring)
+            events = Events(settings, versions, AsyncEventStore(client, keys, settings.retention), telemetry)
+            app.state.parts = Parts(settings, redis_url, telemetry, store, versions, scoring, events)
             running.append(app.state.parts)
             try:
                 async with versions.followed(), telemetry.flushed():

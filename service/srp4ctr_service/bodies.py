@@ -7,17 +7,17 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from srp4ctr.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, MalformedBody
-from srp4ctr.contract.http_types import BatchRequest, Timed, UserRequest
+from srp4ctr.contract.http_types import BatchRequest, Body, EventsRequest, UserRequest
 from srp4ctr_service.bounded_http import is_late
 from srp4ctr_service.formats import BODY, Format
 from srp4ctr_service.settings import Settings
 
 NUL = "must not contain the character NUL"
 MAX_ERRORS = 20
-R = TypeVar("R", bound=Timed)
+R = TypeVar("R", bound=Body)
 _MAX_FIELD = 100
 # Fields with values of several types, and how many parts of a path name one of these.
-_VALUES = {"context": 2, "candidate_features": 3, "user_features": 2, "items": 3}
+_VALUES = {"context": 2, "candidate_features": 3, "user_features": 2, "items": 3, "features": 2}
 
 
 async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
@@ -46,6 +46,12 @@ def parse(kind: type[R], body: bytes, written: Format, settings: Settings) -> R:
         request: R = written.read(kind, body)
     except ValidationError as error:
         raise _invalid(error) from None
+    if isinstance(request, EventsRequest):
+        for place, event in enumerate(request.events):
+            for name, value in (("user_id", event.user_id), ("item_id", event.item_id)):
+                if "\0" in value:
+                    raise InvalidRequest(f"events[{place}].{name}", NUL)
+        return request
     if isinstance(request, BatchRequest):
         for place, one in enumerate(request.requests):
             _check(one, f"requests[{place}].")

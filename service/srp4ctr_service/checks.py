@@ -11,6 +11,7 @@ from importlib import metadata
 from srp4ctr import __version__
 from srp4ctr.contract.errors import BundleError, DependencyMissing, Srp4ctrError, StoreError
 from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.acted import ActedStreams
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.local_redis import LocalRedis, find_server
 from srp4ctr.runtime.redis_client import connect, shown, store_errors
@@ -18,6 +19,7 @@ from srp4ctr.runtime.state_store import Active, StateStore
 from srp4ctr_service.settings import Settings
 
 SERVICE_LIMIT_S = 2.0
+SHOWN_LETTERS = 3
 _EXTRA = re.compile(r"([A-Za-z0-9._-]+).*;\s*extra\s*==\s*['\"]([a-z]+)['\"]")
 _TELLING = {
     "service": ("onnxruntime", "fastapi", "uvicorn", "redis"),
@@ -98,7 +100,8 @@ def store(settings: Settings) -> list[Finding]:
             states = StateStore(client, Keys(settings.namespace))
             server = client.info("server")["redis_version"]
             reachable = Finding("redis", f"{shown(url)}, version {server}, answers in {ms:.2f} ms")
-            return [reachable, *_versions(settings, states)]
+            streams = ActedStreams(client, Keys(settings.namespace), "doctor")
+            return [reachable, *_versions(settings, states), *_events(streams)]
     except Srp4ctrError as error:
         remedy = "make demo, or: srp4ctr publish"
         if settings.redis_url is not None:
@@ -114,6 +117,21 @@ def _address(settings: Settings) -> str:
     if not local.folder.exists():
         raise StoreError(f"no local Redis has been used yet in {local.folder}")
     return local.ensure()
+
+
+def _events(streams: ActedStreams) -> list[Finding]:
+    waiting = streams.waiting()
+    number, letters = streams.dead_letters(SHOWN_LETTERS)
+    if not number:
+        return [Finding("events", f"{waiting:,} users wait to be refreshed, no dead letters", needed=False)]
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letters[0].at_ms / 1000))
+    # The user's id stays where it is: this is a screen that people copy.
+    reasons = "; ".join(dict.fromkeys(letter.reason for letter in letters))
+    detail = (
+        f"{waiting:,} users wait to be refreshed, {number:,} dead letters, the last of {since}: {reasons}"
+    )
+    remedy = f"mend what the reasons name, then: redis-cli DEL {streams.dead_letters_key}"
+    return [Finding("events", detail, remedy, ok=False, needed=False)]
 
 
 def _versions(settings: Settings, states: StateStore) -> list[Finding]:

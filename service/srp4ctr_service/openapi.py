@@ -11,6 +11,9 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from srp4ctr.contract.http_types import (
     BatchRequest,
     BatchResponse,
+    EventsRequest,
+    EventsResponse,
+    Forgotten,
     ModelInfo,
     Problem,
     RankRequest,
@@ -39,6 +42,9 @@ class DocumentedApp(FastAPI):
             (ScoreResponse, "serialization"),
             (RankResponse, "serialization"),
             (BatchResponse, "serialization"),
+            (EventsRequest, "validation"),
+            (EventsResponse, "serialization"),
+            (Forgotten, "serialization"),
             (ModelInfo, "serialization"),
             (Readiness, "serialization"),
             (Problem, "serialization"),
@@ -70,6 +76,11 @@ _EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
     ScoreRequest: {**_EXAMPLE, "deadline_ms": 100},
     RankRequest: {**_EXAMPLE, "top_k": 2},
     BatchRequest: {"requests": [_EXAMPLE, {**_EXAMPLE, "user_id": "186"}]},
+    EventsRequest: {
+        "events": [
+            {"user_id": "196", "item_id": "242", "event_id": "e-1", "timestamp_ms": 1_700_000_000_000},
+        ]
+    },
 }
 
 

@@ -6,6 +6,7 @@ from typing import Self
 from starlette.requests import Request
 
 from srp4ctr.runtime.state_store import AsyncStateStore
+from srp4ctr_service.events import Events
 from srp4ctr_service.scoring import Scoring
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.telemetry import Telemetry
@@ -22,6 +23,7 @@ class Parts:
     store: AsyncStateStore
     versions: Versions
     scoring: Scoring
+    events: Events
 
     @classmethod
     def of(cls, request: Request) -> Self:

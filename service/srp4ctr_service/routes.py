@@ -8,14 +8,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from srp4ctr.contract.errors import NoActiveModel, StoreUnavailable
+from srp4ctr.contract.errors import InvalidRequest, NoActiveModel, StoreUnavailable
 from srp4ctr.contract.http_types import (
+    MAX_EVENTS,
     MAX_ID_LENGTH,
     MAX_USERS,
     BatchRequest,
     BatchResponse,
+    BehaviourFeature,
     ContextFeature,
     Dependency,
+    EventsRequest,
+    EventsResponse,
+    Forgotten,
     Limits,
     ModelInfo,
     RankRequest,
@@ -24,7 +29,7 @@ from srp4ctr.contract.http_types import (
     ScoreRequest,
     ScoreResponse,
 )
-from srp4ctr.contract.transforms import CONTEXT
+from srp4ctr.contract.transforms import BEHAVIOUR, CONTEXT
 from srp4ctr.runtime.redis_client import shown
 from srp4ctr_service.bodies import R, parse, read_body
 from srp4ctr_service.formats import format_of
@@ -32,7 +37,6 @@ from srp4ctr_service.openapi import BINARY, answers, takes
 from srp4ctr_service.parts import Parts
 from srp4ctr_service.request_scope import RequestInfo, Shortcut
 from srp4ctr_service.routing import PlainRoute
-from srp4ctr_service.scoring import Scoring
 
 _SHORTCUT = "the request scope answers POST requests of this path itself"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -57,22 +61,44 @@ async def batch(request: Request) -> Response:  # noqa: ARG001
     raise AssertionError(_SHORTCUT)
 
 
+async def events(request: Request) -> Response:  # noqa: ARG001
+    """Tell what users did. Answered when Redis has all of it; the users' states follow within a second, by `srp4ctr refresh`.
+
+    Events are in the order of their times, whenever they are sent, and one that is sent again counts once. Where the answer is
+    503, some may be stored: send them all again.
+    """
+    raise AssertionError(_SHORTCUT)
+
+
+async def forget(request: Request) -> Response:
+    """Remove all that Redis has of a user: the states of all versions, the history, and the events that still wait.
+
+    The tables that the next version is made of, and requests that were recorded, are the caller's business.
+    """
+    user_id = request.path_params["user_id"]
+    if len(user_id) > MAX_ID_LENGTH or "\0" in user_id:
+        raise InvalidRequest("user_id", f"has up to {MAX_ID_LENGTH} characters, and no NUL")
+    removed = await Parts.of(request).events.forget(user_id)
+    return _json(Forgotten(request_id=RequestInfo.of(request).request_id, removed=removed))
+
+
 def shortcuts(parts: Callable[[], Parts]) -> dict[str, Shortcut]:
     """What answers the paths that are asked for most, by path, from the parts of the running app."""
 
-    def shortcut(kind: type[R], answer: Callable[[Scoring, R, RequestInfo], Awaitable[bytes]]) -> Shortcut:
+    def shortcut(kind: type[R], answer: Callable[[Parts, R, RequestInfo], Awaitable[bytes]]) -> Shortcut:
         async def serve(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
             of = parts()
             body = await read_body(scope, receive, of.settings)
             info.format = format_of(scope)
-            return await answer(of.scoring, parse(kind, body, info.format, of.settings), info)
+            return await answer(of, parse(kind, body, info.format, of.settings), info)
 
         return serve
 
     return {
-        "/score": shortcut(ScoreRequest, lambda scoring, *asked: scoring.score(*asked)),
-        "/rank": shortcut(RankRequest, lambda scoring, *asked: scoring.rank(*asked)),
-        "/score/batch": shortcut(BatchRequest, lambda scoring, *asked: scoring.batch(*asked)),
+        "/score": shortcut(ScoreRequest, lambda of, *asked: of.scoring.score(*asked)),
+        "/rank": shortcut(RankRequest, lambda of, *asked: of.scoring.rank(*asked)),
+        "/score/batch": shortcut(BatchRequest, lambda of, *asked: of.scoring.batch(*asked)),
+        "/events": shortcut(EventsRequest, lambda of, *asked: of.events.record(*asked)),
     }
 
 
@@ -94,11 +120,16 @@ async def model(request: Request) -> Response:
             )
             for feature in bundle.transforms.features(CONTEXT)
         ],
+        behaviour_features=[
+            BehaviourFeature.model_validate({"name": feature.name, "type": feature.type})
+            for feature in bundle.transforms.features(BEHAVIOUR)
+        ],
         limits=Limits(
             max_candidates=parts.settings.max_candidates,
             max_batch_users=MAX_USERS,
             max_batch_candidates=parts.settings.max_batch_candidates,
             max_body_bytes=parts.settings.max_body_bytes,
+            max_events=MAX_EVENTS,
             max_id_length=MAX_ID_LENGTH,
             default_deadline_ms=parts.settings.deadline_ms,
         ),
@@ -149,9 +180,12 @@ def install(app: FastAPI) -> None:
         ("/score", score, ScoreRequest, ScoreResponse),
         ("/rank", rank, RankRequest, RankResponse),
         ("/score/batch", batch, BatchRequest, BatchResponse),
+        ("/events", events, EventsRequest, EventsResponse),
     ):
         responses = answers(given, ("application/json", BINARY), problems)
         add(path, endpoint, methods=["POST"], responses=responses, openapi_extra=takes(taken))
+    forgetting = answers(Forgotten, problems=(422, 503))
+    add("/users/{user_id:path}", forget, methods=["DELETE"], responses=forgetting)
     add("/model", model, methods=["GET"], responses=answers(ModelInfo, problems=(503,)))
     add("/livez", livez, methods=["GET"])
     add("/readyz", readyz, methods=["GET"], responses=ready)

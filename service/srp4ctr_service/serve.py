@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import structlog
 import uvicorn
+from pydantic import BaseModel
 
 from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.cpus import usable_cpus
@@ -65,10 +66,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def settings_help() -> str:
+def settings_help(settings: type[BaseModel] = Settings) -> str:
     """Every setting's variable with its default, and below it what it is."""
     lines = ["all settings, by environment variable (default):"]
-    for name, field in Settings.model_fields.items():
+    for name, field in settings.model_fields.items():
         default = "unset" if field.default is None else field.default
         lines += [f"  {ENV_PREFIX}{name.upper()} ({default})", f"      {field.description}"]
     return "\n".join(lines)

@@ -72,6 +72,9 @@ class Settings(StoreSettings):
         gt=0,
         description="while Redis is lost, only one request in this time tries it and the others do not wait, milliseconds",
     )
+    events_max_ahead_s: float = Field(
+        default=60, ge=0, description="how far an event's time may be ahead of this machine's clock, seconds"
+    )
     stale_after_s: float = Field(
         default=86_400, gt=0, description="a user's state that is older is used, and called stale; seconds"
     )
@@ -82,4 +85,38 @@ class Settings(StoreSettings):
     onnx_threads: int = Field(default=1, ge=1, description="threads of one ONNX Runtime call")
     graceful_stop_s: int = Field(
         default=10, ge=0, description="time that running requests get to end when the service stops, seconds"
+    )
+
+
+class RefreshSettings(StoreSettings):
+    """A refresh worker's settings, read once by `srp4ctr refresh`."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level of log lines"
+    )
+    onnx_threads: int = Field(default=1, ge=1, description="threads of one ONNX Runtime call")
+    refresh_gather_ms: float = Field(
+        default=5,
+        ge=0,
+        description="how long more events are gathered after the first, to encode their users together; milliseconds",
+    )
+    refresh_claim_after_s: float = Field(
+        default=10,
+        gt=0,
+        description="what a worker has not finished for so long, another takes over; seconds",
+    )
+    refresh_claim_every_s: float = Field(
+        default=2, gt=0, description="time between two looks at what other workers leave, seconds"
+    )
+    refresh_previous_s: float = Field(
+        default=3600,
+        ge=0,
+        description="how long after an activation the version before is refreshed, too, so that a rollback is to fresh "
+        "states; seconds",
+    )
+    refresh_metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="port of the worker's Prometheus metrics; unset: it has none",
     )

@@ -8,6 +8,7 @@ from srp4ctr.contract.errors import StateCorrupt, StateForeign, StoreUnavailable
 from srp4ctr.contract.http_types import Degradation, StateStatus
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.state import UserState, decode_state
+from srp4ctr.runtime.event_store import Counted
 from srp4ctr.runtime.near_cache import Kept
 from srp4ctr.runtime.state_reads import StateReads
 from srp4ctr_service.model import ServedModel
@@ -21,6 +22,7 @@ class StateView:
     state: UserState
     status: StateStatus
     age_ms: int | None = None
+    events_behind: int | None = None
     degraded: Degradation | None = None
 
 
@@ -35,17 +37,17 @@ class StateReader:
 
     async def read(self, model: ServedModel, user_id: str, left_s: float) -> StateView:
         """The user's state under that model, within the `left_s` seconds that the request has left."""
-        key = self._keys.state(model.version, user_id)
+        key, beside = self._keys.state(model.version, user_id), self._keys.sequence(user_id)
         reason: Degradation
         try:
             if left_s <= 0:
                 raise TimeoutError
             if left_s > self._longest_read_s:
                 # The limit of every read ends this one in time.
-                data = await self._reads.get(key)
+                data = await self._reads.get(key, beside)
             else:
                 async with asyncio.timeout(left_s):
-                    data = await self._reads.get(key)
+                    data = await self._reads.get(key, beside)
             return self._view(model, data)
         except TimeoutError:
             reason = "deadline"
@@ -62,14 +64,26 @@ class StateReader:
 
     def _view(self, model: ServedModel, kept: Kept, degraded: Degradation | None = None) -> StateView:
         if kept.value is None:
-            return StateView(model.bundle.cold_state, "cold", degraded=degraded)
+            behind = None if degraded else _behind(kept, 0)
+            return StateView(model.bundle.cold_state, "cold", None, behind, degraded)
         state = kept.decoded
         if not isinstance(state, UserState):
             manifest = model.bundle.manifest
             kept.decoded = state = decode_state(kept.value, manifest.state, manifest.fingerprint_bytes)
         age_ms = max(0, time.time_ns() // 1_000_000 - state.created_at_ms)
+        # Without Redis nobody knows what has come since.
+        behind = None if degraded else _behind(kept, state.sequence)
         if state.events == 0:
-            return StateView(state, "cold", age_ms, degraded)
-        # Without Redis nobody knows whether it is still the newest.
-        fresh = degraded is None and age_ms <= self._stale_after_ms
-        return StateView(state, "fresh" if fresh else "stale", age_ms, degraded)
+            return StateView(state, "cold", age_ms, behind, degraded)
+        fresh = behind == 0 and age_ms <= self._stale_after_ms
+        return StateView(state, "fresh" if fresh else "stale", age_ms, behind, degraded)
+
+
+def _behind(kept: Kept, sequence: int) -> int:
+    """Acknowledged events that a state of that sequence lacks."""
+    if kept.beside is None:
+        return 0
+    try:
+        return Counted.read(kept.beside).behind(sequence)
+    except ValueError as error:
+        raise StateCorrupt(f"the count of the user's events cannot be read: {error}") from error

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from srp4ctr.contract.http_types import Degradation, StateStatus, Tier
+from srp4ctr.runtime.event_store import Outcome
 from srp4ctr_service.background import in_background
 
 SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -77,6 +78,13 @@ class Telemetry:
         self._requests = Counter(
             "srp4ctr_requests", "Requests by route and status", ["route", "status"], registry=registry
         )
+        events = Counter(
+            "srp4ctr_events",
+            "Events sent, by what became of them: stored, stored before, or older than all of a full history",
+            ["outcome"],
+            registry=registry,
+        )
+        self._events = {outcome: events.labels(outcome) for outcome in get_args(Outcome)}
         reads = Counter(
             "srp4ctr_near_cache_reads",
             "Reads of user states by the near cache",
@@ -125,6 +133,11 @@ class Telemetry:
         if counter is None:
             counter = self._by_status[route, status] = self._requests.labels(route, status)
         self._tally[counter] += 1
+
+    def count_events(self, outcomes: Iterable[Outcome]) -> None:
+        """Count events by what became of them."""
+        for outcome in outcomes:
+            self._tally[self._events[outcome]] += 1
 
     def count_near_cache(self, hit: bool) -> None:
         """Count a read of a user's state."""

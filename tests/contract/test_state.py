@@ -20,8 +20,8 @@ from srp4ctr.contract.state import (
     stored,
 )
 
-GOLDEN = Path(__file__).parents[1] / "data" / "user_state_v1.bin"
-GOLDEN_INT8 = GOLDEN.with_name("user_state_int8_v1.bin")
+GOLDEN = Path(__file__).parents[1] / "data" / "user_state_v2.bin"
+GOLDEN_INT8 = GOLDEN.with_name("user_state_int8_v2.bin")
 FINGERPRINT = bytes(range(32))
 LAYOUT = StateLayout(
     kind="tokens",
@@ -53,7 +53,13 @@ ROWS = arrays(np.float32, array_shapes(min_dims=1, max_dims=4, min_side=0, max_s
 def golden_state() -> UserState:
     tokens = np.array([[0.5, -1.0, 2.0], [0.0, 65504.0, -0.25]], np.float16)
     arrays = {"tokens": tokens, "user_codes": np.array([2, 1, 70000], np.int32)}
-    return UserState(arrays, events=7, created_at_ms=1_700_000_000_123, last_event_at_ms=1_699_999_999_000)
+    return UserState(
+        arrays,
+        events=7,
+        created_at_ms=1_700_000_000_123,
+        last_event_at_ms=1_699_999_999_000,
+        sequence=1_700_000_000_000_004,
+    )
 
 
 def test_golden_bytes() -> None:
@@ -61,10 +67,11 @@ def test_golden_bytes() -> None:
     assert encode_state(golden_state(), LAYOUT, FINGERPRINT) == GOLDEN.read_bytes()
     found = decode_state(GOLDEN.read_bytes(), LAYOUT, FINGERPRINT)
     wanted = golden_state()
-    assert (found.events, found.created_at_ms, found.last_event_at_ms) == (
+    assert (found.events, found.created_at_ms, found.last_event_at_ms, found.sequence) == (
         7,
         1_700_000_000_123,
         1_699_999_999_000,
+        1_700_000_000_000_004,
     )
     for name, array in wanted.arrays.items():
         assert found.arrays[name].dtype == array.dtype
@@ -75,14 +82,15 @@ def test_specified_bytes() -> None:
     """The golden bytes are laid out as docs/contract.md says."""
     data = GOLDEN.read_bytes()
     assert data[:4] == b"SRPU"
-    assert int.from_bytes(data[4:6], "little") == 1
-    assert int.from_bytes(data[6:8], "little") == HEADER_BYTES == 56
+    assert int.from_bytes(data[4:6], "little") == 2
+    assert int.from_bytes(data[6:8], "little") == HEADER_BYTES == 64
     assert data[8:24] == FINGERPRINT[:16]
     assert int.from_bytes(data[24:32], "little") == 1_700_000_000_123
-    assert int.from_bytes(data[40:44], "little") == 7
-    assert int.from_bytes(data[48:52], "little") == len(data) - 56 == 16 + 16
-    assert np.frombuffer(data, "<f2", 6, 56)[2] == 2.0
-    assert np.frombuffer(data, "<i4", 3, 72).tolist() == [2, 1, 70000]
+    assert int.from_bytes(data[40:48], "little") == 1_700_000_000_000_004
+    assert int.from_bytes(data[48:52], "little") == 7
+    assert int.from_bytes(data[56:60], "little") == len(data) - 64 == 16 + 16
+    assert np.frombuffer(data, "<f2", 6, 64)[2] == 2.0
+    assert np.frombuffer(data, "<i4", 3, 80).tolist() == [2, 1, 70000]
 
 
 def int8_state() -> UserState:
@@ -96,13 +104,13 @@ def test_golden_bytes_of_int8() -> None:
     """Quantised states, too, can be read for ever, and are laid out as docs/contract.md says."""
     data = GOLDEN_INT8.read_bytes()
     assert encode_state(int8_state(), QUANTISED, FINGERPRINT) == data
-    assert int.from_bytes(data[48:52], "little") == len(data) - 56 == 16 + 8 + 16
-    values = np.frombuffer(data, "i1", 15, 56).reshape(3, 5)
-    scales = np.frombuffer(data, "<f2", 3, 56 + 16)
+    assert int.from_bytes(data[56:60], "little") == len(data) - 64 == 16 + 8 + 16
+    values = np.frombuffer(data, "i1", 15, 64).reshape(3, 5)
+    scales = np.frombuffer(data, "<f2", 3, 64 + 16)
     # Halves go to the even neighbour; 1 / 127 is 1032.06 / 2^17, and a scale is the next float16 above.
     assert values.tolist() == [[127, -126, 0, 63, 0], [0, 0, 0, 0, 0], [127, -32, 63, 1, -127]]
     assert scales.tolist() == [1.0, 0.0, 1033 / 2**17]
-    assert np.frombuffer(data, "<i4", 3, 56 + 24).tolist() == [2, 1, 70000]
+    assert np.frombuffer(data, "<i4", 3, 64 + 24).tolist() == [2, 1, 70000]
     found = decode_state(data, QUANTISED, FINGERPRINT)
     assert found.arrays["tokens"].dtype == np.float32
     np.testing.assert_array_equal(found.arrays["tokens"], values * scales[:, None].astype(np.float32))

@@ -50,7 +50,7 @@ class _Closing:
 
 
 async def value(reads, key):
-    return (await reads.get(key)).value
+    return (await reads.get(key, key + ":n")).value
 
 
 async def eventually(condition):
@@ -101,9 +101,9 @@ def test_a_write_between_the_answer_and_who_waits_for_it_is_noticed(redis_server
     client.set("a", "0")
 
     async def scenario(reads):
-        await reads.get("other")
+        await reads.get("other", "other:n")
         for turn in range(1, 50):
-            task = asyncio.create_task(reads.get("a"))
+            task = asyncio.create_task(reads.get("a", "a:n"))
             await asyncio.sleep(0)
             # Redis answers and is written to while this process looks at neither.
             time.sleep(0.001)  # noqa: ASYNC251 -- the stall itself
@@ -120,18 +120,18 @@ def test_what_is_kept_is_bounded(redis_server, client):
 
     async def scenario(reads):
         for key in "01203":
-            await reads.get(key)
+            await reads.get(key, key + ":n")
         assert (reads.hits, reads.misses) == (1, 4)
-        await reads.get("0")
-        await reads.get("1")
+        await reads.get("0", "0:n")
+        await reads.get("1", "1:n")
         assert (reads.hits, reads.misses) == (2, 5)
 
     run(redis_server, scenario, entries=3)
 
     async def briefly(reads):
-        await reads.get("0")
+        await reads.get("0", "0:n")
         await asyncio.sleep(0.02)
-        await reads.get("0")
+        await reads.get("0", "0:n")
         assert (reads.hits, reads.misses) == (0, 2)
         assert reads.last_known("1") is None
 
@@ -189,7 +189,7 @@ def test_given_up_read_does_not_spoil_the_next(redis_server, client):
         assert await value(reads, "7") == b"7"
         redis_server.pause()
         with pytest.raises(StoreUnavailable, match="no answer within 20 ms"):
-            await reads.get("1")
+            await reads.get("1", "1:n")
         redis_server.resume()
         got = await asyncio.gather(*(value(reads, str(i)) for i in range(50)))
         assert got == [str(i).encode() for i in range(50)]
@@ -202,7 +202,7 @@ def test_busy_loop_is_not_a_late_answer(redis_server, client):
     client.set("1", "state")
 
     async def scenario(reads):
-        await reads.get("0")
+        await reads.get("0", "0:n")
         task = asyncio.create_task(value(reads, "1"))
         await asyncio.sleep(0)
         time.sleep(0.7)  # noqa: ASYNC251 -- the stall itself
@@ -215,7 +215,7 @@ def test_refusal_is_unavailable(redis_server, client):
     """An error that is about the server and not about a key, such as a missing permission, is an outage."""
     client.execute_command("ACL", "SETUSER", "default", "-get")
     with pytest.raises(StoreUnavailable, match="permissions"):
-        run(redis_server, lambda reads: reads.get("1"))
+        run(redis_server, lambda reads: reads.get("1", "1:n"))
 
 
 def test_without_notices_nothing_is_kept(redis_server, client):

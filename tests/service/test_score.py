@@ -18,14 +18,14 @@ def test_fresh_state_is_used(first, store, score):
     assert answer["degraded"] == answer["unknown_items"] == []
     assert answer["user_state"]["status"] == "fresh"
     assert answer["user_state"]["age_ms"] >= 0
-    assert answer["user_state"]["events_behind"] is None
+    assert answer["user_state"]["events_behind"] == 0
 
 
 def test_unknown_user_is_cold(first, score):
     """A user without a state is scored by the cold state, and flagged."""
     answer = score(user_id="nobody", item_ids=ITEMS).json()
     assert answer["scores"] == pytest.approx(first.scores(ITEMS), abs=1e-6)
-    assert answer["user_state"] == {"status": "cold", "age_ms": None, "events_behind": None}
+    assert answer["user_state"] == {"status": "cold", "age_ms": None, "events_behind": 0}
     assert answer["degraded"] == []
 
 

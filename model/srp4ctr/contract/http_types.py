@@ -4,9 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from srp4ctr.contract.events import EVENT_ID
+
 MAX_ID_LENGTH = 256
 MAX_USERS = 256
 """Of one batch."""
+MAX_EVENTS = 1000
+"""Of one request."""
 MAX_CANDIDATES = 10_000
 """What the wire format allows; a service's own limit is a setting, and lower."""
 
@@ -87,12 +91,55 @@ class BatchRequest(Timed):
     )
 
 
+class Event(Body):
+    """Something that a user did."""
+
+    user_id: Id
+    item_id: Id
+    event_id: Annotated[str, StringConstraints(strict=True, pattern=f"^{EVENT_ID.pattern}$")] = Field(
+        description="unlike that of any other of the user's events; one that is sent again counts once. Letters, digits and "
+        "._:- only"
+    )
+    timestamp_ms: int = Field(
+        ge=1,
+        description="when it happened, Unix milliseconds: it decides the event's place in the user's history. A little ahead "
+        "of the service's clock at most; one that is older than all of a full history is not stored",
+    )
+    features: dict[str, Scalar] = Field(
+        default_factory=dict, description="behaviour features by name, as the model's schema has them"
+    )
+
+
+class EventsRequest(Body):
+    """What users did, since it was last told."""
+
+    events: list[Event] = Field(min_length=1, max_length=MAX_EVENTS, description="in any order")
+
+
+class EventsResponse(BaseModel):
+    """Redis has all of these events; users' states follow."""
+
+    request_id: str
+    stored: int = Field(description="events that are new")
+    duplicates: list[int] = Field(description="places in `events` of those that were stored before")
+    too_old: list[int] = Field(
+        description="places of those that are older than all that is kept of their user, and were not stored"
+    )
+
+
+class Forgotten(BaseModel):
+    """Redis has nothing of the user any more."""
+
+    request_id: str
+    removed: int = Field(description="states, histories and waiting events that were removed")
+
+
 class UserStateInfo(BaseModel):
     """What was known of the user; `tier` tells whether the scores come from it."""
 
     status: StateStatus = Field(
-        description="fresh: the user's state was read. stale: so was one older than the service's limit. cold: the user "
-        "has no history. missing: there may be a state, but it could not be read in time or is not valid"
+        description="fresh: the user's state was read, with all acknowledged events in it. stale: so was one that lacks some, "
+        "or is older than the service's limit. cold: the user has no state, or one without events. missing: there may be a state, but it could not be read in time or is not valid"
     )
     age_ms: int | None = Field(description="since the state was encoded; null where none was read")
     events_behind: int | None = Field(
@@ -172,6 +219,13 @@ class ContextFeature(BaseModel):
     )
 
 
+class BehaviourFeature(BaseModel):
+    """A feature of events: an event's `features` may have it."""
+
+    name: str
+    type: Literal["categorical", "numeric"]
+
+
 class Limits(BaseModel):
     """What a request may ask of this service."""
 
@@ -179,6 +233,7 @@ class Limits(BaseModel):
     max_batch_users: int
     max_batch_candidates: int
     max_body_bytes: int
+    max_events: int
     max_id_length: int
     default_deadline_ms: float
 
@@ -193,6 +248,7 @@ class ModelInfo(BaseModel):
     items: int = Field(description="items in the catalogue")
     state: Literal["tokens", "sequence"] = Field(description="kind of the cached user state")
     context_features: list[ContextFeature]
+    behaviour_features: list[BehaviourFeature]
     limits: Limits
     metrics: dict[str, float] = Field(description="of the evaluation before the export")
 

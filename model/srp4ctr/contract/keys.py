@@ -27,6 +27,34 @@ class Keys:
         """String: the user's state of that bundle version."""
         return f"{self.namespace}:{{p{partition(user_id)}}}:s:{version}:{quote(user_id, safe='')}"
 
+    def history(self, user_id: str) -> str:
+        """List: what the user did, oldest first, of whatever model's version; see contract/events.py."""
+        return f"{self.namespace}:{{p{partition(user_id)}}}:h:{quote(user_id, safe='')}"
+
+    def sequence(self, user_id: str) -> str:
+        """String of two decimal numbers: where the count of the user's acknowledged events began, and where it is."""
+        return f"{self.namespace}:{{p{partition(user_id)}}}:n:{quote(user_id, safe='')}"
+
+    def sequences(self) -> str:
+        """A pattern of all users' counts."""
+        return f"{self.namespace}:{{p*}}:n:*"
+
+    def stream(self, number: int) -> str:
+        """Stream: users of the partition of that number who acted and whose states are to be refreshed."""
+        return f"{self.namespace}:{{p{number}}}:acted"
+
+    def upcoming(self) -> str:
+        """String: the version that is about to be active, and is kept as fresh as the active one."""
+        return f"{self.namespace}:upcoming"
+
+    def dead_letters(self) -> str:
+        """Stream: entries of the partitions' streams that could not be processed, and why."""
+        return f"{self.namespace}:dead-letters"
+
+    def versions(self) -> str:
+        """Set: all versions of which there may be states."""
+        return f"{self.namespace}:versions"
+
     def states(self, version: str) -> str:
         """A pattern of all users' states of that version."""
         return f"{self.namespace}:{{p*}}:s:{version}:*"

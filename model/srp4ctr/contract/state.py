@@ -16,13 +16,15 @@ from srp4ctr.contract.errors import StateCorrupt, StateForeign
 from srp4ctr.contract.schema import Strict
 
 MAGIC = b"SRPU"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 FINGERPRINT_BYTES = 16
 NO_TIME = -1
 START_POSITIONS = 1
 """Positions of a state with a dimension `"S"` that are no event's: the start token's, which comes last."""
 
-_HEADER = struct.Struct("<4sHH16sqqIIII")
+_HEADER = struct.Struct("<4sHH16sqqqIIII")
+SEQUENCE_AT = 40
+"""Offset of the header's sequence, a little-endian int64."""
 HEADER_BYTES = _HEADER.size
 _ALIGNMENT = 8
 # The checksum is the header's last field and covers everything but itself.
@@ -130,7 +132,8 @@ class UserState:
     """One user's cached encoding: a value, never changed.
 
     `arrays` follow the layout of the bundle; `events` counts the history's events that were encoded, and `length`
-    is the arrays' dimension `"S"` (0 where no array has one). Times are Unix milliseconds.
+    is the arrays' dimension `"S"` (0 where no array has one). Times are Unix milliseconds. `sequence` is how far the
+    user's acknowledged events had been counted when the history was read; 0 where none had been.
     """
 
     arrays: Mapping[str, NDArray[np.generic]]
@@ -138,6 +141,7 @@ class UserState:
     created_at_ms: int
     last_event_at_ms: int | None = None
     length: int = 0
+    sequence: int = 0
 
 
 def encode_state(state: UserState, layout: StateLayout, fingerprint: bytes) -> bytes:
@@ -157,6 +161,7 @@ def encode_state(state: UserState, layout: StateLayout, fingerprint: bytes) -> b
         fingerprint[:FINGERPRINT_BYTES],
         state.created_at_ms,
         last,
+        state.sequence,
         state.events,
         state.length,
         len(body),
@@ -172,7 +177,9 @@ def decode_state(data: bytes, layout: StateLayout, fingerprint: bytes) -> UserSt
     """
     if len(data) < HEADER_BYTES:
         raise StateCorrupt(f"{len(data)} bytes are fewer than a header of {HEADER_BYTES}")
-    magic, version, header, by, created, last, events, length, payload, checksum = _HEADER.unpack_from(data)
+    magic, version, header, by, created, last, sequence, events, length, payload, checksum = (
+        _HEADER.unpack_from(data)
+    )
     if magic != MAGIC or version != LAYOUT_VERSION or header != HEADER_BYTES:
         raise StateCorrupt(f"not a user state of layout {LAYOUT_VERSION}: it begins with {data[:8]!r}")
     if len(data) != HEADER_BYTES + payload:
@@ -192,7 +199,7 @@ def decode_state(data: bytes, layout: StateLayout, fingerprint: bytes) -> UserSt
         ]
         arrays[name] = array = _put_together(parts)
         array.flags.writeable = False
-    return UserState(arrays, events, created, None if last == NO_TIME else last, length)
+    return UserState(arrays, events, created, None if last == NO_TIME else last, length, sequence)
 
 
 def stored(array: NDArray[np.generic], dtype: DType) -> NDArray[np.generic]:

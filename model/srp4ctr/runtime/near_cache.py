@@ -9,27 +9,29 @@ Value = bytes | None
 
 @dataclass(slots=True)
 class Kept:
-    """A value, None where Redis had none, until when it is kept, and the connection that it was read over.
+    """Two values, None where Redis had none, until when they are kept, and the connection that they were read over.
 
-    `decoded` is for whoever decodes the value, so that it need not be done again.
+    `decoded` is for whoever decodes the first one, so that it need not be done again.
     """
 
     value: Value
+    beside: Value
     until: float
     connection: int
     decoded: object = None
 
 
 class NearCache:
-    """The values that were asked for last, by key.
+    """The values that were asked for last, by key, each with that of another key which is read beside it.
 
-    A value is true as long as the connection lives that it was read over, because Redis tells of changes on that one
-    alone; after that it is only the last that was known.
+    Both are true as long as the connection lives that they were read over, because Redis tells of changes on that one
+    alone; after that they are only the last that was known.
     """
 
     def __init__(self, entries: int, keep_s: float) -> None:
         """Keeps at most so many values, each for at most `keep_s` seconds."""
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Kept, str]] = OrderedDict()
+        self._key_of: dict[str, str] = {}
         self._entries = entries
         self._keep_s = keep_s
         self._connection = 0
@@ -44,28 +46,32 @@ class NearCache:
 
     def last_known(self, key: str) -> Kept | None:
         """What was last read of the key, true or not, within its time."""
-        kept = self._kept.get(key)
+        kept, _ = self._kept.get(key, (None, ""))
         return None if kept is None or time.monotonic() > kept.until else kept
 
-    def put(self, key: str, read: Kept) -> None:
-        """Keep what was just read over the present connection."""
+    def put(self, key: str, beside: str, read: Kept) -> None:
+        """Keep what was just read of both keys over the present connection."""
         if not self._entries:
             return
-        self._kept[key] = read
+        self._kept[key] = read, beside
+        self._key_of[beside] = key
         self._kept.move_to_end(key)
         if len(self._kept) > self._entries:
-            self._kept.popitem(last=False)
+            _, (_, oldest) = self._kept.popitem(last=False)
+            self._key_of.pop(oldest, None)
 
-    def read(self, value: Value) -> Kept:
+    def read(self, value: Value, beside: Value) -> Kept:
         """What was just read, as it would be kept."""
-        return Kept(value, time.monotonic() + self._keep_s, self._connection)
+        return Kept(value, beside, time.monotonic() + self._keep_s, self._connection)
 
     def drop(self, key: str | None) -> None:
-        """Forget the key, or everything."""
+        """Forget the key, whichever of the two it is, or everything."""
         if key is None:
             self._kept.clear()
-        else:
-            self._kept.pop(key, None)
+            self._key_of.clear()
+            return
+        _, beside = self._kept.pop(self._key_of.pop(key, key), (None, ""))
+        self._key_of.pop(beside, None)
 
     def doubt(self) -> None:
         """The connection has ended: nothing that is kept is known to be true any more."""

@@ -7,8 +7,10 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from srp4ctr.contract.errors import ConfigError
+from srp4ctr.contract.events import Retention
 
 ENV_PREFIX = "SRP4CTR_"
+SECONDS_A_DAY = 86_400
 
 
 class StoreSettings(BaseSettings):
@@ -31,6 +33,33 @@ class StoreSettings(BaseSettings):
     var_dir: Path = Field(
         default=Path("var"), description="folder of runs, bundles, data and the local Redis"
     )
+
+    history_events: int = Field(
+        default=128,
+        ge=2,
+        le=4096,
+        description="events of a user that are kept in Redis; at least as many as any model's max_events",
+    )
+    history_ttl_days: float = Field(
+        default=0,
+        ge=0,
+        description="days after a user's last event when the user's history is removed; 0 keeps it for ever",
+    )
+    state_ttl_days: float = Field(
+        default=0,
+        ge=0,
+        description="days after which a state that nobody has written again is removed; 0 keeps it for ever",
+    )
+
+    @property
+    def retention(self) -> Retention:
+        """What is kept of a user's history."""
+        return Retention(self.history_events, round(SECONDS_A_DAY * self.history_ttl_days))
+
+    @property
+    def state_ttl_s(self) -> int:
+        """Seconds that a state lives; 0 for ever."""
+        return round(SECONDS_A_DAY * self.state_ttl_days)
 
     @property
     def bundles_dir(self) -> Path:

@@ -39,7 +39,11 @@ class Limits:
 @dataclass(eq=False)
 class _Read:
     key: str
+    beside: str
     value: asyncio.Future[Kept]
+    first: Any = None
+    answered: int = 0
+    changed: bool = False
     sent_before: bool = False
 
     def end(self, outcome: Kept | Exception) -> None:
@@ -68,8 +72,9 @@ class _Link(asyncio.Protocol):
 
     def send(self, read: _Read) -> None:
         self.waiting.append(read)
-        command: Any = ("GET", read.key)
-        self._transport.write(hiredis.pack_command(command))
+        # Not one MGET, which passes over what is no string.
+        commands: Any = (("GET", read.key), ("GET", read.beside))
+        self._transport.write(b"".join(map(hiredis.pack_command, commands)))
 
     def abort(self) -> None:
         self._transport.abort()
@@ -78,9 +83,18 @@ class _Link(asyncio.Protocol):
         self._parser.feed(data)
         while (reply := self._parser.gets()) is not False:
             if isinstance(reply, hiredis.PushNotification):
+                if self.waiting:
+                    # If it is of the key that is answered already, nobody will say so again.
+                    self.waiting[0].changed |= self.waiting[0].answered > 0
                 self._reads.changed(reply)
             else:
-                self._reads.replied(self.waiting.popleft(), reply)
+                read = self.waiting[0]
+                read.answered += 1
+                if read.answered == 1:
+                    read.first = reply
+                else:
+                    self.waiting.popleft()
+                    self._reads.replied(read, read.first, reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reads.disconnected(self, exc)
@@ -121,8 +135,8 @@ class StateReads:
         self._told = False
         """Whether Redis tells what changes: only then may be kept what was read."""
 
-    async def get(self, key: str) -> Kept:
-        """The key's value, which is None where there is none; raises StoreUnavailable and StateCorrupt."""
+    async def get(self, key: str, beside: str) -> Kept:
+        """The values of two keys, None where there is none; raises StoreUnavailable and StateCorrupt."""
         kept = self._cache.get(key)
         self._count(kept is not None)
         if kept is not None:
@@ -133,7 +147,7 @@ class StateReads:
                 raise StoreUnavailable("Redis is lost, and one request now and then tries it")
             self._probe_at = now + self._limits.probe_every_s
         loop = asyncio.get_running_loop()
-        read = _Read(key, loop.create_future())
+        read = _Read(key, beside, loop.create_future())
         self._send(read)
         if not self._watching:
             self._watching = True
@@ -203,21 +217,23 @@ class StateReads:
             for key in [None] if keys is None else keys:
                 self._cache.drop(None if key is None else key.decode())
 
-    def replied(self, read: _Read, reply: Any) -> None:
-        """Redis has answered a read."""
+    def replied(self, read: _Read, value: Any, beside: Any) -> None:
+        """Redis has answered a read, for each of its keys."""
         self._timeouts = 0
-        if isinstance(reply, hiredis.ReplyError):
+        errors = [str(reply) for reply in (value, beside) if isinstance(reply, hiredis.ReplyError)]
+        if errors:
             # All other errors of GET concern the server and not the key.
-            if not str(reply).startswith("WRONGTYPE"):
-                read.end(StoreUnavailable(f"Redis: {reply}"))
-                self._lose(str(reply))
+            others = [error for error in errors if not error.startswith("WRONGTYPE")]
+            if others:
+                read.end(StoreUnavailable(f"Redis: {others[0]}"))
+                self._lose(others[0])
                 return
             read.end(StateCorrupt("the user's key holds something else than a state"))
         else:
             # Here, and not by who waits for it: a notice that it has changed may be next in what Redis sent.
-            kept = self._cache.read(reply)
-            if self._told:
-                self._cache.put(read.key, kept)
+            kept = self._cache.read(value, beside)
+            if self._told and not read.changed:
+                self._cache.put(read.key, read.beside, kept)
             read.end(kept)
         if self._lost:
             self._lost = False
@@ -234,6 +250,7 @@ class StateReads:
                 read.end(StoreUnavailable(f"Redis: {error or 'the connection was closed'}"))
             else:
                 read.sent_before = True
+                read.answered, read.changed = 0, False
                 self._send(read)
 
     def _tick(self) -> None:

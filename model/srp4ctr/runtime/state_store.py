@@ -17,6 +17,8 @@ import redis.asyncio
 
 from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
 from srp4ctr.contract.keys import Keys
+from srp4ctr.contract.state import SEQUENCE_AT
+from srp4ctr.runtime.event_scripts import WRITE_STATE
 from srp4ctr.runtime.redis_client import store_errors
 
 # One atomic step, so that two activations at a time cannot lose the previous version. Activating the active version
@@ -79,20 +81,28 @@ class Progress:
 
 
 class StateStore:
-    """What publish and activate do in Redis."""
+    """What publish, activate and the refresher do in Redis."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, state_ttl_s: int = 0) -> None:
+        """States live so many seconds, 0 for ever."""
         self._client = client
         self._keys = keys
+        self._state_ttl_s = state_ttl_s
+        self._write = client.register_script(WRITE_STATE)
 
     def put_many(self, version: str, states: Iterable[tuple[str, bytes]]) -> int:
-        """Write the states of (user id, bytes) pairs in one pipeline, over what is there; gives their number."""
+        """Write the states of (user id, bytes) pairs in one pipeline; gives how many were written.
+
+        A state stays where it is of the same model and counts more of the user's events; and none is written that counts
+        more than is known of, because the user has been forgotten meanwhile.
+        """
         # No transaction: users live in many partitions, and a rerun completes what was cut off.
         pipeline = self._client.pipeline(transaction=False)
         for user_id, data in states:
-            pipeline.set(self._keys.state(version, user_id), data)
+            keys = [self._keys.state(version, user_id), self._keys.sequence(user_id)]
+            self._write(keys=keys, args=[data, self._state_ttl_s, SEQUENCE_AT], client=pipeline)
         with store_errors():
-            return len(pipeline.execute())
+            return sum(pipeline.execute())
 
     def get_many(self, version: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """The users' state bytes in one pipeline; None where there is none."""
@@ -130,6 +140,7 @@ class StateStore:
         """Note how far the version's states are written, after they are."""
         fields: dict[Any, Any] = asdict(progress)
         with store_errors():
+            self._client.sadd(self._keys.versions(), version)
             self._client.hset(self._keys.publishing(version), mapping=fields)
 
     def progress(self, version: str) -> Progress | None:
@@ -142,6 +153,7 @@ class StateStore:
         """Declare that all states of the version are there; only then can it be activated."""
         fields: dict[Any, Any] = {"fingerprint": fingerprint, "users": users, "completed_at_ms": _now_ms()}
         with store_errors():
+            self._client.sadd(self._keys.versions(), version)
             self._client.hset(self._keys.published(version), mapping=fields)
             self._client.delete(self._keys.publishing(version))
 
@@ -153,11 +165,8 @@ class StateStore:
             return None
         return Published(found["fingerprint"], int(found["users"]), int(found["completed_at_ms"]))
 
-    def activate(self, version: str, fingerprint: str) -> Active:
-        """Switch services to the version, atomically; the one that was active becomes `previous`.
-
-        Raises VersionIncomplete unless all states of that very model have been published.
-        """
+    def require_published(self, version: str, fingerprint: str) -> None:
+        """Raise VersionIncomplete unless all states of that very model have been published."""
         published = self.published(version)
         if published is None:
             raise VersionIncomplete(f"{version} has not been published to the end; run: srp4ctr publish")
@@ -166,6 +175,13 @@ class StateStore:
                 f"{version} was published from the model {published.fingerprint[:12]}, and its bundle now holds "
                 f"{fingerprint[:12]}; run: srp4ctr publish"
             )
+
+    def activate(self, version: str, fingerprint: str) -> Active:
+        """Switch services to the version, atomically; the one that was active becomes `previous`.
+
+        Raises VersionIncomplete unless all states of that very model have been published.
+        """
+        self.require_published(version, fingerprint)
         with store_errors():
             self._client.eval(_ACTIVATE, 1, self._keys.active(), version, fingerprint, str(_now_ms()))
         active = self.active()
@@ -174,6 +190,20 @@ class StateStore:
                 "Redis lost the active version that was just written; is it evicting keys?"
             )
         return active
+
+    def announce(self, version: str | None) -> None:
+        """Have the version refreshed like the active one, because it is about to be active; None: none is any more."""
+        with store_errors():
+            if version is None:
+                self._client.delete(self._keys.upcoming())
+            else:
+                self._client.set(self._keys.upcoming(), version)
+
+    def upcoming(self) -> str | None:
+        """The version that is about to be active."""
+        with store_errors():
+            found: Any = self._client.get(self._keys.upcoming())
+        return None if found is None else found.decode()
 
     def roll_back(self) -> Active:
         """Switch services back to the version before the active one, which then is the previous one itself.
@@ -206,13 +236,9 @@ class StateStore:
 
     def versions(self) -> list[str]:
         """All versions of which something has been published, or begun to be, by name."""
-        found = set()
         with store_errors():
-            for pattern in (self._keys.publishing("*"), self._keys.published("*")):
-                found |= {
-                    key.decode().rpartition(":")[2] for key in self._client.scan_iter(pattern, count=SCAN)
-                }
-        return sorted(found)
+            found: Any = self._client.smembers(self._keys.versions())
+        return sorted(version.decode() for version in found)
 
     def drop(self, version: str) -> int:
         """Remove all states of a version that is neither active nor the one before; gives their number.
@@ -234,6 +260,7 @@ class StateStore:
                     pipeline.unlink(key)
                 dropped += sum(pipeline.execute())
             self._client.delete(self._keys.publishing(version))
+            self._client.srem(self._keys.versions(), version)
         return dropped
 
 
@@ -247,15 +274,15 @@ class AsyncStateStore:
     async def active(self, limit_s: float) -> Active | None:
         """The active version; None before the first activation."""
         with store_errors():
-            return _active(await _within(limit_s, self._client.hgetall(self._keys.active())))
+            return _active(await within(limit_s, self._client.hgetall(self._keys.active())))
 
     async def ping(self, limit_s: float) -> None:
         """Return when Redis answers."""
         with store_errors():
-            await _within(limit_s, self._client.ping())
+            await within(limit_s, self._client.ping())
 
 
-async def _within(limit_s: float, work: Awaitable[T]) -> T:
+async def within(limit_s: float, work: Awaitable[T]) -> T:
     """What the work gives; TimeoutError where Redis takes longer than `limit_s`.
 
     The limit is for Redis and not for this process: however long a busy event loop lets a tick last, it counts as one

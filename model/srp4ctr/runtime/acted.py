@@ -1,0 +1,152 @@
+"""The partitions' streams: users who acted, each to be refreshed by one of several workers."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import redis
+
+from srp4ctr.contract.errors import StoreUnavailable
+from srp4ctr.contract.keys import PARTITIONS, Keys
+from srp4ctr.runtime.redis_client import store_errors
+
+GROUP = "refresh"
+MAX_DEAD_LETTERS = 10_000
+
+
+class Entry(NamedTuple):
+    """One user who acted; `attempts` counts the workers that have been given it."""
+
+    stream: bytes
+    entry_id: bytes
+    user_id: str
+    attempts: int
+
+    @property
+    def added_ms(self) -> int:
+        """When it was added, by Redis's clock, Unix milliseconds."""
+        return int(self.entry_id.split(b"-")[0])
+
+
+class DeadLetter(NamedTuple):
+    """An entry that was given up, and why."""
+
+    at_ms: int
+    user_id: str
+    reason: str
+
+
+class ActedStreams:
+    """Reads all partitions' streams as one consumer of the group."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, consumer: str) -> None:
+        self._client = client
+        self._keys = keys
+        self._consumer = consumer
+        self._streams = [keys.stream(number) for number in range(PARTITIONS)]
+
+    @property
+    def dead_letters_key(self) -> str:
+        """Where the entries are that were given up."""
+        return self._keys.dead_letters()
+
+    def prepare(self) -> None:
+        """Make the group where a stream has none; what is there already is to be read, too."""
+        pipeline = self._client.pipeline(transaction=False)
+        for stream in self._streams:
+            pipeline.xgroup_create(stream, GROUP, id="0", mkstream=True)
+        with store_errors():
+            for answer in pipeline.execute(raise_on_error=False):
+                if isinstance(answer, redis.ResponseError) and not str(answer).startswith("BUSYGROUP"):
+                    raise answer
+
+    def read(self, count: int, block_ms: int | None) -> list[Entry]:
+        """Up to so many new entries of each stream, waiting for the first for so long; None does not wait."""
+        wanted: dict[Any, Any] = dict.fromkeys(self._streams, ">")
+        with store_errors():
+            try:
+                found: Any = self._client.xreadgroup(
+                    GROUP, self._consumer, wanted, count=count, block=block_ms
+                )
+            except redis.ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise
+                # Redis has been emptied.
+                self.prepare()
+                return []
+        return [
+            Entry(stream, entry_id, _user(fields), 1)
+            for stream, entries in found or ()
+            for entry_id, fields in entries
+            if fields
+        ]
+
+    def claim(self, idle_ms: int, count: int) -> list[Entry]:
+        """Take over up to so many entries of each stream that another worker has not finished for so long."""
+        pipeline = self._client.pipeline(transaction=False)
+        for stream in self._streams:
+            pipeline.xautoclaim(stream, GROUP, self._consumer, idle_ms, count=count)
+        with store_errors():
+            answers = pipeline.execute(raise_on_error=False)
+        claimed = []
+        for stream, answer in zip(self._streams, answers, strict=True):
+            if isinstance(answer, redis.ResponseError):
+                if str(answer).startswith("NOGROUP"):
+                    self.prepare()
+                    return []
+                raise StoreUnavailable(f"Redis: {answer}")
+            # In Redis 6, entries that have been removed come without fields.
+            claimed += [(stream, entry_id, fields) for entry_id, fields in answer[1] if entry_id and fields]
+        if not claimed:
+            return []
+        pipeline = self._client.pipeline(transaction=False)
+        for stream, entry_id, _ in claimed:
+            pipeline.xpending_range(stream, GROUP, entry_id, entry_id, 1)
+        with store_errors():
+            pending = pipeline.execute()
+        return [
+            Entry(stream.encode(), entry_id, _user(fields), info[0]["times_delivered"] if info else 1)
+            for (stream, entry_id, fields), info in zip(claimed, pending, strict=True)
+        ]
+
+    def finish(self, entries: Iterable[Entry]) -> None:
+        """Acknowledge and remove the entries: their users' states are written."""
+        pipeline = self._client.pipeline(transaction=False)
+        for entry in entries:
+            pipeline.xack(entry.stream, GROUP, entry.entry_id)
+            pipeline.xdel(entry.stream, entry.entry_id)
+        with store_errors():
+            pipeline.execute()
+
+    def give_up(self, entries: Sequence[Entry], reason: str) -> None:
+        """Move the entries to the dead letters."""
+        # First there and then gone from here: an entry may stand there twice, but none is lost.
+        pipeline = self._client.pipeline(transaction=False)
+        for entry in entries:
+            fields: Any = {"user": entry.user_id, "reason": reason}
+            pipeline.xadd(self._keys.dead_letters(), fields, maxlen=MAX_DEAD_LETTERS)
+        with store_errors():
+            pipeline.execute()
+        self.finish(entries)
+
+    def waiting(self) -> int:
+        """Entries that no worker has finished."""
+        pipeline = self._client.pipeline(transaction=False)
+        for stream in self._streams:
+            pipeline.xlen(stream)
+        with store_errors():
+            return sum(pipeline.execute())
+
+    def dead_letters(self, newest: int) -> tuple[int, list[DeadLetter]]:
+        """How many entries have been given up, and the newest of them."""
+        with store_errors():
+            number = int(self._client.xlen(self._keys.dead_letters()))
+            found: Any = self._client.xrevrange(self._keys.dead_letters(), count=newest)
+        letters = [
+            DeadLetter(int(entry_id.split(b"-")[0]), fields[b"user"].decode(), fields[b"reason"].decode())
+            for entry_id, fields in found
+        ]
+        return number, letters
+
+
+def _user(fields: dict[bytes, bytes]) -> str:
+    return fields.get(b"user", b"").decode(errors="replace")

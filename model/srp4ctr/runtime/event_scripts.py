@@ -1,0 +1,137 @@
+"""Lua scripts on one user's keys, each a single atomic step in Redis. All keys of a script are of one partition."""
+
+# The count of a user's events begins at the server's clock in microseconds, so that it never takes a value again after
+# the user has been forgotten: what was still being written then is told from what is true now.
+_HELD = """
+local held = redis.call('LRANGE', KEYS[1], 0, -1)
+local times, ids = {}, {}
+for place, entry in ipairs(held) do
+  local time, id = string.match(entry, '^%[(%-?%d+),"([^"]*)"')
+  times[place] = tonumber(time)
+  ids[id] = true
+end
+"""
+
+RECORD = (
+    """
+-- KEYS history, sequence, stream. ARGV events to keep, seconds to live or 0, user id, then of each event: time, id, bytes.
+-- Gives of each event 1 where it is stored, 0 where it was stored before, -1 where it is older than all of a full history.
+"""
+    + _HELD
+    + """
+local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
+local outcomes, stored = {}, 0
+for at = 4, #ARGV, 3 do
+  local time, id, entry = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
+  if ids[id] then
+    table.insert(outcomes, 0)
+  elseif #held >= keep and time < times[1] then
+    table.insert(outcomes, -1)
+  else
+    local place = #held
+    while place > 0 and times[place] > time do place = place - 1 end
+    if place == #held then
+      redis.call('RPUSH', KEYS[1], entry)
+    elseif place == 0 then
+      redis.call('LPUSH', KEYS[1], entry)
+    else
+      redis.call('LINSERT', KEYS[1], 'AFTER', held[place], entry)
+    end
+    table.insert(held, place + 1, entry)
+    table.insert(times, place + 1, time)
+    ids[id] = true
+    if #held > keep then
+      redis.call('LPOP', KEYS[1])
+      table.remove(held, 1)
+      table.remove(times, 1)
+    end
+    stored = stored + 1
+    table.insert(outcomes, 1)
+  end
+end
+if stored > 0 then
+  local first, last
+  local sequence = redis.call('GET', KEYS[2])
+  if sequence then
+    first, last = string.match(sequence, '^(%d+) (%d+)$')
+  else
+    local now = redis.call('TIME')
+    first = now[1] .. string.format('%06d', now[2])
+    last = first
+  end
+  last = string.format('%.0f', tonumber(last) + stored)
+  redis.call('SET', KEYS[2], first .. ' ' .. last)
+  redis.call('XADD', KEYS[3], '*', 'user', ARGV[3], 'sequence', last)
+end
+if ttl > 0 then
+  redis.call('EXPIRE', KEYS[1], ttl)
+  redis.call('EXPIRE', KEYS[2], ttl)
+end
+return outcomes
+"""
+)
+
+SEED = (
+    """
+-- KEYS history, sequence. ARGV events to keep, seconds to live or 0, then the snapshot's events, oldest first.
+-- The snapshot is the truth up to its last event; of what is stored, acknowledged events after that are kept behind it.
+-- Gives how far a state of the snapshot alone counts.
+"""
+    + _HELD
+    + """
+local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
+local last, snapshot = 0, {}
+for at = 3, #ARGV do
+  local time, id = string.match(ARGV[at], '^%[(%-?%d+),"([^"]*)"')
+  last = math.max(last, tonumber(time))
+  if id ~= '' then snapshot[id] = true end
+end
+local since = {}
+for place, entry in ipairs(held) do
+  local id = string.match(entry, '^%[%-?%d+,"([^"]*)"')
+  if id ~= '' and times[place] > last and not snapshot[id] then table.insert(since, entry) end
+end
+redis.call('DEL', KEYS[1])
+for at = math.max(3, #ARGV - keep + 1), #ARGV do redis.call('RPUSH', KEYS[1], ARGV[at]) end
+for _, entry in ipairs(since) do redis.call('RPUSH', KEYS[1], entry) end
+redis.call('LTRIM', KEYS[1], -keep, -1)
+if ttl > 0 then redis.call('EXPIRE', KEYS[1], ttl) end
+local sequence = redis.call('GET', KEYS[2])
+if not sequence then return '0' end
+local counted = tonumber(string.match(sequence, ' (%d+)$')) - #since
+return string.format('%.0f', counted)
+"""
+)
+
+WRITE_STATE = """
+-- KEYS state, sequence. ARGV state bytes, seconds to live or 0, offset of the sequence in a state.
+-- Writes unless what is there is newer and of the same model, or the user has been forgotten since the history was read.
+-- Gives 1 where it is written.
+local data, at = ARGV[1], tonumber(ARGV[3])
+local mine = #data >= at + 8 and struct.unpack('<i8', data, at + 1) or 0
+local sequence = redis.call('GET', KEYS[2])
+local counted = sequence and tonumber(string.match(sequence, ' (%d+)$')) or 0
+if mine > counted then return 0 end
+local held = redis.call('GETRANGE', KEYS[1], 0, at + 7)
+-- Magic, layout version, size of the header and fingerprint.
+if #held == at + 8 and string.sub(held, 1, 24) == string.sub(data, 1, 24) then
+  if struct.unpack('<i8', held, at + 1) > mine then return 0 end
+end
+if tonumber(ARGV[2]) > 0 then
+  redis.call('SET', KEYS[1], data, 'EX', ARGV[2])
+else
+  redis.call('SET', KEYS[1], data)
+end
+return 1
+"""
+
+FORGET = """
+-- KEYS history, sequence, stream, states. ARGV user id. Gives how many keys and entries were removed.
+local removed = 0
+for _, entry in ipairs(redis.call('XRANGE', KEYS[3], '-', '+')) do
+  if entry[2][2] == ARGV[1] then removed = removed + redis.call('XDEL', KEYS[3], entry[1]) end
+end
+removed = removed + redis.call('DEL', KEYS[1], KEYS[2])
+for place = 4, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
+return removed
+"""

@@ -1,0 +1,175 @@
+"""Events in Redis: recorded by services, read by whoever re-encodes states, forgotten when a user asks for it."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+from urllib.parse import unquote
+
+import redis
+import redis.asyncio
+
+from srp4ctr.contract.errors import StoreError
+from srp4ctr.contract.events import RawEvent, Retention, pack_event, unpack_history
+from srp4ctr.contract.keys import Keys, partition
+from srp4ctr.contract.state import SEQUENCE_AT
+from srp4ctr.runtime.event_scripts import FORGET, RECORD, SEED
+from srp4ctr.runtime.redis_client import store_errors
+from srp4ctr.runtime.state_store import SCAN, within
+
+Outcome = Literal["stored", "duplicate", "too_old"]
+_OUTCOMES: dict[int, Outcome] = {1: "stored", 0: "duplicate", -1: "too_old"}
+
+
+class Counted(NamedTuple):
+    """Where the count of a user's acknowledged events began, and where it is."""
+
+    first: int
+    last: int
+
+    @classmethod
+    def read(cls, stored: bytes) -> "Counted":
+        """What the sequence's key holds; raises ValueError where that is something else."""
+        first, last = stored.split()
+        return cls(int(first), int(last))
+
+    def behind(self, sequence: int) -> int:
+        """Acknowledged events that a state of that sequence lacks."""
+        return max(0, self.last - max(sequence, self.first))
+
+
+class History(NamedTuple):
+    """A user's raw history, oldest first, how far it has been counted, and the bytes of the user's states by version."""
+
+    user_id: str
+    sequence: int
+    events: list[RawEvent]
+    states: Mapping[str, bytes]
+
+
+class EventStore:
+    """What publish, the refresher and `srp4ctr forget` do with events and the states made of them."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, retention: Retention) -> None:
+        self._client = client
+        self._keys = keys
+        self._retention = retention
+        self._seed = client.register_script(SEED)
+        self._forget = client.register_script(FORGET)
+
+    def seed(self, histories: Iterable[tuple[str, Sequence[bytes]]]) -> list[int]:
+        """Store the packed events of a snapshot, by user; what was acknowledged after them stays behind them.
+
+        Gives of each user the sequence of a state that is made of the snapshot alone.
+        """
+        keep, ttl = self._retention.events, self._retention.ttl_s
+        pipeline = self._client.pipeline(transaction=False)
+        for user_id, events in histories:
+            keys = [self._keys.history(user_id), self._keys.sequence(user_id)]
+            self._seed(keys=keys, args=[keep, ttl, *events], client=pipeline)
+        with store_errors():
+            return [int(counted) for counted in pipeline.execute()]
+
+    def exist(self, user_ids: Sequence[str]) -> list[bool]:
+        """Whether each user has a history, in one pipeline."""
+        pipeline = self._client.pipeline(transaction=False)
+        for user_id in user_ids:
+            pipeline.exists(self._keys.history(user_id))
+        with store_errors():
+            return [bool(found) for found in pipeline.execute()]
+
+    def histories(self, user_ids: Sequence[str], versions: Sequence[str]) -> list[History]:
+        """What is stored of those users who have acknowledged events; StoreError where it cannot be read."""
+        pipeline = self._client.pipeline(transaction=False)
+        for user_id in user_ids:
+            # The count first: an event that comes between the two is in the history, and merely not counted yet.
+            pipeline.get(self._keys.sequence(user_id))
+            pipeline.lrange(self._keys.history(user_id), 0, -1)
+            for version in versions:
+                pipeline.get(self._keys.state(version, user_id))
+        with store_errors():
+            answers = pipeline.execute()
+        each = 2 + len(versions)
+        found = []
+        for place, user_id in enumerate(user_ids):
+            counted, stored, *states = answers[each * place : each * (place + 1)]
+            if counted is None or not stored:
+                continue
+            try:
+                events, sequence = unpack_history(stored), Counted.read(counted).last
+            except ValueError as error:
+                raise StoreError(f"a history cannot be read: {error}") from error
+            held = {version: state for version, state in zip(versions, states, strict=True) if state}
+            found.append(History(user_id, sequence, events, held))
+        return found
+
+    def users_behind(self, version: str) -> Iterator[list[str]]:
+        """Users whose states of the version lack acknowledged events, some at a time; looks through all of Redis."""
+        keys = self._client.scan_iter(self._keys.sequences(), count=SCAN)
+        while True:
+            with store_errors():
+                some = [key.decode() for key in itertools.islice(keys, SCAN)]
+            if not some:
+                return
+            users = [unquote(key.rpartition(":")[2]) for key in some]
+            pipeline = self._client.pipeline(transaction=False)
+            for key, user_id in zip(some, users, strict=True):
+                pipeline.get(key)
+                pipeline.getrange(self._keys.state(version, user_id), SEQUENCE_AT, SEQUENCE_AT + 7)
+            with store_errors():
+                answers = pipeline.execute()
+            yield [
+                user_id
+                for user_id, counted, held in zip(users, answers[::2], answers[1::2], strict=True)
+                if counted is not None and Counted.read(counted).last > int.from_bytes(held, "little")
+            ]
+
+    def forget(self, user_id: str, versions: Iterable[str]) -> int:
+        """Remove all that is stored of the user; gives how many keys and waiting entries that were."""
+        keys, arguments = _forget_arguments(self._keys, user_id, versions)
+        with store_errors():
+            return int(cast("int", self._forget(keys=keys, args=arguments)))
+
+
+class AsyncEventStore:
+    """What the service does with events; each call has the caller's limit, in seconds."""
+
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys, retention: Retention) -> None:
+        self._client = client
+        self._keys = keys
+        self._retention = retention
+        self._record = client.register_script(RECORD)
+        self._forget = client.register_script(FORGET)
+
+    async def record(self, by_user: Mapping[str, Sequence[RawEvent]], limit_s: float) -> list[list[Outcome]]:
+        """Store the events of each user in one step of Redis; what became of each of them.
+
+        Raises StoreUnavailable where Redis did not take them all; some users' may be stored then, and storing them once
+        more does no harm.
+        """
+        keep, ttl = self._retention.events, self._retention.ttl_s
+        pipeline: Any = self._client.pipeline(transaction=False)
+        for user_id, events in by_user.items():
+            keys = [
+                self._keys.history(user_id),
+                self._keys.sequence(user_id),
+                self._keys.stream(partition(user_id)),
+            ]
+            arguments: list[Any] = [keep, ttl, user_id]
+            for event in events:
+                arguments += (event.time_ms, event.event_id, pack_event(event))
+            await self._record(keys=keys, args=arguments, client=pipeline)
+        with store_errors():
+            answers: list[list[int]] = await within(limit_s, pipeline.execute())
+        return [[_OUTCOMES[outcome] for outcome in outcomes] for outcomes in answers]
+
+    async def forget(self, user_id: str, limit_s: float) -> int:
+        """Remove all that is stored of the user; gives how many keys and waiting entries that were."""
+        with store_errors():
+            versions: set[bytes] = await within(limit_s, self._client.smembers(self._keys.versions()))  # type: ignore[arg-type]
+            keys, arguments = _forget_arguments(self._keys, user_id, [one.decode() for one in versions])
+            return int(await within(limit_s, self._forget(keys=keys, args=arguments)))
+
+
+def _forget_arguments(keys: Keys, user_id: str, versions: Iterable[str]) -> tuple[list[str], list[str]]:
+    own = [keys.history(user_id), keys.sequence(user_id), keys.stream(partition(user_id))]
+    return [*own, *(keys.state(version, user_id) for version in versions)], [user_id]

@@ -1,0 +1,34 @@
+"""Users who acted since a version's snapshot: their states of it are encoded anew before services switch to it."""
+
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from srp4ctr.runtime.bundle import Bundle
+from srp4ctr.runtime.event_store import EventStore
+from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
+from srp4ctr.runtime.state_store import StateStore
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """How many users were behind, and how many of their states were written."""
+
+    behind: int
+    written: int
+
+
+def catch_up(bundle: Bundle, events: EventStore, states: StateStore, threads: int = 1) -> CaughtUp:
+    """Bring the states of the bundle's version up to the users' acknowledged events.
+
+    The version must have been announced before: workers keep it fresh from then on, and whoever acted earlier is found here.
+    """
+    encoder = HistoryEncoder(bundle, threads)
+    behind = written = 0
+    with tqdm(desc="catching up", unit="user") as bar:
+        for users in events.users_behind(encoder.version):
+            histories = events.histories(users, [encoder.version])
+            written += write_states(encoder, histories, states)
+            behind += len(histories)
+            bar.update(len(histories))
+    return CaughtUp(behind, written)

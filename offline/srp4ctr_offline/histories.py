@@ -1,0 +1,86 @@
+"""Raw histories of a snapshot's users, as they are stored in Redis for whoever re-encodes them."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from srp4ctr.contract.errors import DataError
+from srp4ctr.contract.transforms import BEHAVIOUR
+from srp4ctr_offline.columns import numbers_of, texts_of
+from srp4ctr_offline.config import RunConfig
+from srp4ctr_offline.prepared import Ints, Prepared
+from srp4ctr_offline.source import EVENTS, Source
+from srp4ctr_offline.timeline import Timeline
+
+_TIME, _ITEM = "time", "item"
+
+
+@dataclass(frozen=True, eq=False)
+class RawHistories:
+    """All events as values rather than codes, sorted by user and then by order; user u's are `start[u]` to `start[u + 1]`.
+
+    `parts` has the pieces of a stored event (contract/events.py): its time in milliseconds, its item id as JSON, and behind
+    them its features.
+    """
+
+    start: Ints
+    parts: pl.DataFrame
+    keep: int
+
+    @classmethod
+    def read(cls, config: RunConfig, prepared: Prepared) -> Self:
+        """From the tables that `prepared` was made of; DataError where they are others by now."""
+        source = Source.read(config)
+        timeline = Timeline.of(source)
+        same_users = np.array_equal(source.users, prepared.users.ids)
+        if not (same_users and np.array_equal(timeline.start, prepared.events.start)):
+            raise DataError(
+                f"{config.tables.folder} has other users or events than were prepared; prepare, train and export again"
+            )
+        frame, sorting = source.frames[EVENTS], timeline.sorting
+        quoted = pl.Series([json.dumps(one.decode(), ensure_ascii=False) for one in source.items.tolist()])
+        parts = [
+            # Where no time is known, the event is older than all that will be acknowledged.
+            pl.Series(_TIME, np.maximum(prepared.events.time_ms, 0)),
+            quoted[source.item_of[EVENTS][sorting]].alias(_ITEM),
+        ]
+        for feature in prepared.transforms.features(BEHAVIOUR):
+            column = frame[feature.name][sorting]
+            if feature.type == "numeric":
+                values = pl.Series(numbers_of(column, EVENTS)).fill_nan(None)
+            else:
+                values = _texts(texts_of(column, EVENTS))
+            # A feature may have any name, those of the pieces before it, too.
+            parts.append(values.alias(f"feature {feature.name}"))
+        return cls(timeline.start, pl.DataFrame(parts), prepared.max_events)
+
+    def packed(self, users: NDArray[np.integer[Any]]) -> list[list[bytes]]:
+        """The users' latest events, each oldest first, as they are stored."""
+        ends = self.start[users + 1]
+        firsts = np.maximum(self.start[users], ends - self.keep)
+        lengths = ends - firsts
+        index = np.repeat(ends - np.cumsum(lengths), lengths) + np.arange(lengths.sum())
+        texts = self.parts[index].select(self._event())[_TIME].to_list()
+        at = np.cumsum(lengths) - lengths
+        return [
+            [text.encode() for text in texts[begin : begin + length]]
+            for begin, length in zip(at.tolist(), lengths.tolist(), strict=True)
+        ]
+
+    def _event(self) -> pl.Expr:
+        names = self.parts.columns[2:]
+        features = pl.lit("{}")
+        if names:
+            values = [pl.col(name).alias(name.removeprefix("feature ")) for name in names]
+            features = pl.struct(values).struct.json_encode()
+        return pl.format('[{},"",{},{}]', pl.col(_TIME), pl.col(_ITEM), features).alias(_TIME)
+
+
+def _texts(texts: NDArray[np.bytes_]) -> pl.Series:
+    """Canonical texts as strings, the empty text as null."""
+    distinct, place = np.unique(texts, return_inverse=True)
+    return pl.Series([text.decode() or None for text in distinct.tolist()], dtype=pl.String)[place]

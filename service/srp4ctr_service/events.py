@@ -1,0 +1,72 @@
+"""POST /events: what users did, taken in once Redis has it."""
+
+import time
+from collections import defaultdict
+
+from srp4ctr.contract.errors import InvalidRequest
+from srp4ctr.contract.events import RawEvent
+from srp4ctr.contract.http_types import EventsRequest
+from srp4ctr.contract.transforms import BEHAVIOUR
+from srp4ctr.runtime.event_store import AsyncEventStore
+from srp4ctr_service.request_scope import RequestInfo
+from srp4ctr_service.settings import Settings
+from srp4ctr_service.telemetry import Telemetry
+from srp4ctr_service.versions import Versions
+
+
+class Events:
+    """The path of POST /events and of DELETE /users; keeps nothing between requests."""
+
+    def __init__(
+        self, settings: Settings, versions: Versions, store: AsyncEventStore, telemetry: Telemetry
+    ) -> None:
+        self._versions = versions
+        self._store = store
+        self._telemetry = telemetry
+        self._max_ahead_ms = 1000 * settings.events_max_ahead_s
+        self._limit_s = settings.redis_read_timeout_ms / 1000
+
+    async def record(self, request: EventsRequest, info: RequestInfo) -> bytes:
+        """The answer to POST /events, given when Redis has all of them.
+
+        Raises NoActiveModel, StoreUnavailable, and InvalidRequest where an event does not fit the model or is of the future.
+        """
+        self._check(request)
+        by_user: dict[str, list[RawEvent]] = defaultdict(list)
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, event in enumerate(request.events):
+            raw = RawEvent(event.timestamp_ms, event.event_id, event.item_id, event.features)
+            by_user[event.user_id].append(raw)
+            places[event.user_id].append(place)
+        outcomes = await self._store.record(by_user, self._limit_s)
+        found = {
+            place: outcome
+            for own_places, own in zip(places.values(), outcomes, strict=True)
+            for place, outcome in zip(own_places, own, strict=True)
+        }
+        self._telemetry.count_events(found.values())
+        return info.format.write(
+            {
+                "request_id": info.request_id,
+                "stored": sum(outcome == "stored" for outcome in found.values()),
+                "duplicates": sorted(place for place, outcome in found.items() if outcome == "duplicate"),
+                "too_old": sorted(place for place, outcome in found.items() if outcome == "too_old"),
+            }
+        )
+
+    async def forget(self, user_id: str) -> int:
+        """Remove all that Redis has of the user; gives how many keys and entries that were."""
+        return await self._store.forget(user_id, self._limit_s)
+
+    def _check(self, request: EventsRequest) -> None:
+        transforms = self._versions.current().bundle.transforms
+        latest = time.time_ns() // 1_000_000 + self._max_ahead_ms
+        for place, event in enumerate(request.events):
+            if event.timestamp_ms > latest:
+                raise InvalidRequest(
+                    f"events[{place}].timestamp_ms",
+                    f"is {(event.timestamp_ms - latest + self._max_ahead_ms) / 1000:,.0f} s ahead of the service's clock; "
+                    "Unix milliseconds are wanted",
+                )
+            # For what it raises: other versions make other codes of the values.
+            transforms.encode_values(BEHAVIOUR, event.features, f"events[{place}].features")

@@ -1,0 +1,199 @@
+"""Near-line refresh: users who acted are encoded anew, for every version that services may score with."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from srp4ctr.contract.errors import Srp4ctrError, StoreError, StoreUnavailable
+from srp4ctr.runtime.acted import ActedStreams, Entry
+from srp4ctr.runtime.bundle import find_bundle
+from srp4ctr.runtime.event_store import EventStore
+from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
+from srp4ctr.runtime.state_store import StateStore
+from srp4ctr_service.settings import RefreshSettings
+
+log = structlog.get_logger()
+
+BLOCK_MS = 500
+"""Longest wait for an entry, and so until a request to stop is seen."""
+ENTRIES_OF_A_STREAM = 64
+MAX_ATTEMPTS = 5
+RETRY_S = 1.0
+RETRY_BUNDLE_S = 30.0
+
+
+class RefreshMetrics:
+    """Prometheus metrics of one worker."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.entries = Counter(
+            "srp4ctr_refresh_entries", "Entries of users who acted, finished", registry=registry
+        )
+        self.states = Counter(
+            "srp4ctr_refresh_states", "User states written, of all versions", registry=registry
+        )
+        self.claimed = Counter(
+            "srp4ctr_refresh_claimed", "Entries taken over, that a worker had not finished", registry=registry
+        )
+        self.given_up = Counter(
+            "srp4ctr_refresh_dead_letters", "Entries that could not be processed", registry=registry
+        )
+        self.seconds = Histogram(
+            "srp4ctr_refresh_seconds",
+            "From when an event was acknowledged, by Redis's clock, until the user's states have it",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0),
+            registry=registry,
+        )
+
+
+@dataclass
+class _Encoders:
+    """Of the versions to refresh; one whose bundle cannot be opened is tried again after a while."""
+
+    settings: RefreshSettings
+    loaded: dict[str, HistoryEncoder] = field(default_factory=dict)
+    refused: dict[str, float] = field(default_factory=dict)
+
+    def of(self, version: str) -> HistoryEncoder | None:
+        if version not in self.loaded:
+            if time.monotonic() < self.refused.get(version, 0.0):
+                return None
+            try:
+                bundle = find_bundle(version, self.settings.bundles_dir)
+            except Srp4ctrError as error:
+                log.warning("version_not_refreshed", version=version, reason=str(error))
+                self.refused[version] = time.monotonic() + RETRY_BUNDLE_S
+                return None
+            self.loaded[version] = HistoryEncoder(bundle, self.settings.onnx_threads)
+            log.info("version_refreshed", version=version)
+        return self.loaded[version]
+
+    def keep(self, versions: Sequence[str]) -> None:
+        for version in [one for one in self.loaded if one not in versions]:
+            del self.loaded[version]
+
+
+class Refresher:
+    """One worker. Several share the work, and take over what one of them leaves unfinished."""
+
+    def __init__(
+        self, settings: RefreshSettings, streams: ActedStreams, events: EventStore, states: StateStore
+    ) -> None:
+        self._settings = settings
+        self._streams = streams
+        self._events = events
+        self._states = states
+        self._encoders = _Encoders(settings)
+        self._claim_at = 0.0
+        self._idle = True
+        self.metrics = RefreshMetrics()
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Work until `stopping`; while Redis is away, try again and again."""
+        lost = prepared = False
+        while not stopping():
+            try:
+                if not prepared:
+                    self._streams.prepare()
+                    prepared = True
+                self.step(BLOCK_MS)
+                if lost:
+                    log.info("redis_back")
+                lost = False
+            except StoreUnavailable as error:
+                if not lost:
+                    log.warning("redis_lost", reason=str(error))
+                lost = True
+                time.sleep(RETRY_S)
+
+    def step(self, block_ms: int) -> int:
+        """Refresh who acted, waiting for the first of them for so long; gives how many entries were finished."""
+        if self._idle and self._versions() is None:
+            # Entries that nothing can be made of are better left for whoever can.
+            time.sleep(block_ms / 1000)
+            return 0
+        entries = self._claimed() or self._read(block_ms)
+        if not entries:
+            return 0
+        # Only now: who is announced after an entry was read is caught up by who announced it.
+        encoders = self._versions()
+        self._idle = encoders is None
+        return 0 if encoders is None else self._refresh(entries, encoders)
+
+    def _read(self, block_ms: int) -> list[Entry]:
+        entries = self._streams.read(ENTRIES_OF_A_STREAM, block_ms)
+        if entries and self._settings.refresh_gather_ms:
+            # A user acts several times in a row, and users that are encoded together cost less.
+            time.sleep(self._settings.refresh_gather_ms / 1000)
+            entries += self._streams.read(ENTRIES_OF_A_STREAM, None)
+        return entries
+
+    def _claimed(self) -> list[Entry]:
+        if time.monotonic() < self._claim_at:
+            return []
+        self._claim_at = time.monotonic() + self._settings.refresh_claim_every_s
+        entries = self._streams.claim(round(1000 * self._settings.refresh_claim_after_s), ENTRIES_OF_A_STREAM)
+        self.metrics.claimed.inc(len(entries))
+        return entries
+
+    def _versions(self) -> list[HistoryEncoder] | None:
+        """Encoders of the versions to refresh; None where there is no version yet, or the active one's bundle is missing."""
+        active, upcoming = self._states.active(), self._states.upcoming()
+        needed, wanted = [], []
+        if active is not None:
+            needed.append(active.version)
+            age_s = time.time() - active.activated_at_ms / 1000
+            if active.previous is not None and age_s < self._settings.refresh_previous_s:
+                wanted.append(active.previous)
+        if upcoming is not None:
+            wanted.append(upcoming)
+        names = list(dict.fromkeys(needed + wanted))
+        encoders = {name: self._encoders.of(name) for name in names}
+        self._encoders.keep(names)
+        if not names or any(encoders[name] is None for name in needed):
+            return None
+        return [encoder for encoder in encoders.values() if encoder is not None]
+
+    def _refresh(self, entries: Sequence[Entry], encoders: Sequence[HistoryEncoder]) -> int:
+        try:
+            self._encode(entries, encoders)
+        except StoreUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 -- one user's data must not stop the others'
+            return sum(self._try(entry, encoders) for entry in entries)
+        self._finish(entries)
+        return len(entries)
+
+    def _try(self, entry: Entry, encoders: Sequence[HistoryEncoder]) -> bool:
+        """Finish one entry, or give it up where it has failed too often, or always will."""
+        try:
+            self._encode([entry], encoders)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            if isinstance(error, StoreError) or entry.attempts >= MAX_ATTEMPTS:
+                log.exception("entry_given_up", attempts=entry.attempts)
+                self._streams.give_up([entry], f"{type(error).__name__}: {error}")
+                self.metrics.given_up.inc()
+            return False
+        self._finish([entry])
+        return True
+
+    def _encode(self, entries: Sequence[Entry], encoders: Sequence[HistoryEncoder]) -> None:
+        user_ids = list(dict.fromkeys(entry.user_id for entry in entries))
+        if "" in user_ids:
+            raise StoreError("the entry names no user")
+        histories = self._events.histories(user_ids, [encoder.version for encoder in encoders])
+        for encoder in encoders:
+            self.metrics.states.inc(write_states(encoder, histories, self._states))
+
+    def _finish(self, entries: Sequence[Entry]) -> None:
+        self._streams.finish(entries)
+        self.metrics.entries.inc(len(entries))
+        now = time.time()
+        for entry in entries:
+            self.metrics.seconds.observe(max(0.0, now - entry.added_ms / 1000))
