@@ -1,12 +1,14 @@
 """POST /events and the refresh worker: what a user did is in the next scores, once, in its place, and nothing is lost."""
 
+import asyncio
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import numpy as np
@@ -439,6 +441,62 @@ def test_a_forgotten_user_may_be_named_on_the_command_line(world, redis_server, 
     assert main(["forget", one, other]) == 0
     assert f"forgot {one}: 4 keys and waiting entries removed\nforgot {other}: 2 " in capsys.readouterr().out
     assert [world.behind(user_id) for user_id in (one, other)] == [("cold", 0)] * 2
+
+
+@contextmanager
+def slow_way(address, folder, delay_s):
+    """A Unix socket that passes on to another one, each piece so much later, in either direction."""
+
+    async def pipe(reader, writer):
+        while piece := await reader.read(65536):
+            await asyncio.sleep(delay_s)
+            writer.write(piece)
+        writer.close()
+
+    async def accept(reader, writer):
+        other_reader, other_writer = await asyncio.open_unix_connection(address)
+        await asyncio.gather(pipe(reader, other_writer), pipe(other_reader, writer), return_exceptions=True)
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_unix_server(accept, f"{folder}/slow.sock"))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield f"unix://{folder}/slow.sock"
+    finally:
+        loop.call_soon_threadsafe(server.close)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+
+
+def test_a_slow_redis_delays_events_and_not_scores(world, serving, redis_server, short_folder):
+    """With 200 ms to Redis, events are still taken in, and scores are given without waiting for it, saying so."""
+    user_id = world.run.user_ids[3]
+    address = redis_server.url.removeprefix("unix://")
+    with slow_way(address, short_folder, 0.1) as url:
+        settings = world.settings.model_copy(update={"redis_url": url, "redis_score_timeout_ms": 50})
+        with serving(settings) as api:
+            answer = api.post("/score", json={"user_id": user_id, "item_ids": ["1"]}).json()
+            assert answer["degraded"] == ["redis_unavailable"]
+            assert answer["user_state"] == {"status": "missing", "age_ms": None, "events_behind": None}
+            sent = api.post("/events", json={"events": [world.act(user_id)]})
+            assert sent.json()["stored"] == 1
+    assert world.behind(user_id) == ("stale", 1)
+
+
+def test_a_redis_that_comes_back_empty_makes_everybody_cold(world, wait_until):
+    """Without its data Redis makes users cold, events are taken in all the same, and publishing again mends it."""
+    user_id = world.run.user_ids[3]
+    worker = world.worker()
+    world.redis.flushall()
+    assert world.behind(user_id) == ("cold", 0)
+    world.send(world.act(user_id))
+    assert world.behind(user_id) == ("cold", 1)
+    assert worker.step(0) == 0
+    world.publish()
+    wait_until(lambda: worker.step(0) == 1)
+    assert world.behind(user_id) == ("fresh", 0)
+    assert world.state(user_id).events > 1
 
 
 def test_histories_expire_when_the_config_says_so(tiny, make_world):
