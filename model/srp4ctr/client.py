@@ -4,7 +4,7 @@
         answer = client.score("196", ["242", "302"], deadline_ms=20)
 
 Requests are checked before they are sent, by the types that the service checks them with, and answers are those types.
-Scoring changes nothing, so that a request is sent once more where no answer came (no connection, or one that was closed) or
+Scoring changes nothing, and events and forgetting change nothing the second time, so that a request is sent once more where no answer came (no connection, or one that was closed) or
 where the service had too much to do, which another replica may not have. A request that took too long is not: its time is
 gone. Whatever cannot be answered is a `ServiceProblem`, and where nobody answers, a `ServiceUnreachable`.
 """
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,6 +21,10 @@ from srp4ctr.contract.errors import DependencyMissing, InvalidRequest, Srp4ctrEr
 from srp4ctr.contract.http_types import (
     BatchRequest,
     BatchResponse,
+    Event,
+    EventsRequest,
+    EventsResponse,
+    Forgotten,
     ModelInfo,
     Problem,
     RankRequest,
@@ -35,7 +40,7 @@ try:
 except ImportError as error:
     raise DependencyMissing("httpx", "client") from error
 
-__all__ = ["AsyncClient", "Client", "ServiceProblem", "ServiceUnreachable", "UserRequest"]
+__all__ = ["AsyncClient", "Client", "Event", "ServiceProblem", "ServiceUnreachable", "UserRequest"]
 
 TRIES = 2
 TIMEOUT_S = 1.0
@@ -161,6 +166,16 @@ def batch_call(requests: Sequence[UserRequest], deadline_ms: float | None) -> Ca
     return Call("POST", "/score/batch", _checked(BatchRequest, given), BatchResponse)
 
 
+def events_call(events: Sequence[Event]) -> Call[EventsResponse]:
+    """POST /events. Raises InvalidRequest."""
+    return Call("POST", "/events", _checked(EventsRequest, {"events": events}), EventsResponse)
+
+
+def forget_call(user_id: str) -> Call[Forgotten]:
+    """DELETE /users."""
+    return Call("DELETE", f"/users/{quote(user_id, safe='')}", None, Forgotten)
+
+
 MODEL_CALL = Call("GET", "/model", None, ModelInfo)
 
 
@@ -241,6 +256,14 @@ class Client:
         """Click probabilities for several users, all by one model version."""
         return self._send(batch_call(requests, deadline_ms))
 
+    def events(self, events: Sequence[Event]) -> EventsResponse:
+        """Tell what users did; returns when the service has it."""
+        return self._send(events_call(events))
+
+    def forget(self, user_id: str) -> Forgotten:
+        """Have all removed that the service's Redis has of a user."""
+        return self._send(forget_call(user_id))
+
     def model(self) -> ModelInfo:
         """The model that scores, and what it takes."""
         return self._send(MODEL_CALL)
@@ -302,6 +325,14 @@ class AsyncClient:
     ) -> BatchResponse:
         """Click probabilities for several users, all by one model version."""
         return await self._send(batch_call(requests, deadline_ms))
+
+    async def events(self, events: Sequence[Event]) -> EventsResponse:
+        """Tell what users did; returns when the service has it."""
+        return await self._send(events_call(events))
+
+    async def forget(self, user_id: str) -> Forgotten:
+        """Have all removed that the service's Redis has of a user."""
+        return await self._send(forget_call(user_id))
 
     async def model(self) -> ModelInfo:
         """The model that scores, and what it takes."""

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from srp4ctr.client import AsyncClient, Client, ServiceProblem, ServiceUnreachable, UserRequest
+from srp4ctr.client import AsyncClient, Client, Event, ServiceProblem, ServiceUnreachable, UserRequest
 from srp4ctr.contract.errors import ConfigError, InvalidRequest
 from srp4ctr.contract.http_types import Problem
 
@@ -41,6 +41,12 @@ def test_client_gives_what_the_service_answers(first, store, url, binary):
         assert batch.answers[0].scores == scored.scores
         assert batch.answers[1].user_state.status == "cold"
         assert client.model().version == "first"
+        event = Event(user_id="a/b c", item_id="7", event_id="e-1", timestamp_ms=1_700_000_000_000)
+        sent = client.events([event, event])
+        assert (sent.stored, sent.duplicates, sent.too_old) == (1, [1], [])
+        assert client.score("a/b c", ITEMS).user_state.events_behind == 1
+        assert client.forget("a/b c").removed == 3
+        assert client.score("a/b c", ITEMS).user_state.events_behind == 0
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -52,6 +58,9 @@ def test_async_client_is_the_same(first, url, binary):
             many = await asyncio.gather(*(client.score("nobody", ITEMS) for _ in range(30)))
             ranked = await client.rank("nobody", ITEMS)
             batch = await client.batch([UserRequest(user_id="nobody", item_ids=ITEMS)])
+            event = Event(user_id="7", item_id="7", event_id="e-1", timestamp_ms=1_700_000_000_000)
+            assert (await client.events([event])).stored == 1
+            assert (await client.forget("7")).removed == 3
             return many, ranked, batch, await client.model()
 
     many, ranked, batch, model = asyncio.run(scenario())
