@@ -9,7 +9,7 @@ from pydantic import Field
 from srp4ctr.contract.schema import Strict
 from srp4ctr.contract.state import StateLayout
 
-FORMAT_VERSION: Literal[2] = 2
+FORMAT_VERSION: Literal[3] = 3
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 SCORER = "scorer.onnx"
@@ -53,7 +53,7 @@ class Calibration(Strict):
 class Manifest(Strict):
     """`manifest.json` of a bundle."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     name: str
     created_at: str
