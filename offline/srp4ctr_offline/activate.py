@@ -1,14 +1,23 @@
-"""`srp4ctr activate`: switch the services to a published version."""
+"""`srp4ctr activate`: switch the services to a published version that is not worse than the active one, nor behind it.
+
+The version is announced, so that refresh workers keep it fresh from then on; who acted between its snapshot and that moment is
+caught up here; then one pointer is switched.
+"""
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import find_bundle
+from srp4ctr.runtime.cpus import usable_cpus
+from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr.runtime.state_store import StateStore
+from srp4ctr_offline.catch_up import catch_up
+from srp4ctr_offline.gate import pass_gate
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,13 +25,39 @@ def main(argv: Sequence[str]) -> int:
     settings = read_settings(StoreSettings)
     parser = argparse.ArgumentParser(
         prog="srp4ctr activate",
-        description="Reads a bundle, verifying its files, and what publish declared in Redis. Writes the one pointer "
-        "that services follow; a version that is not published to the end is refused.",
+        description="Reads a bundle and the active one, verifying their files, what publish declared in Redis, and the run's "
+        "prepared/ and tables. Writes how the two compare to activate/metrics.json in the run, the states of users who acted "
+        "since the version's snapshot, and then the one pointer that services follow. A version that is not published to the end, or that is worse on the test rows than [gate] in the "
+        "run's configuration allows, is refused.",
     )
     parser.add_argument("version", help="a version below var/bundles, where services will look for it")
-    bundle = find_bundle(parser.parse_args(argv).version, settings.bundles_dir)
-    store = StateStore(connect(settings, local_redis.ensure(settings)), Keys(settings.namespace))
-    active = store.activate(bundle.manifest.version, bundle.manifest.fingerprint)
-    before = f" (before it: {active.previous})" if active.previous else ""
-    print(f"active: {active.version}{before}")
+    parser.add_argument("--run", type=Path, help="the run's folder (default: var/runs/<name in the bundle>)")
+    parser.add_argument(
+        "--threads", type=int, default=usable_cpus(), help="of the encoders (default: all, %(default)s)"
+    )
+    parser.add_argument(
+        "--no-gate", action="store_true", help="do not compare the version with the active one"
+    )
+    arguments = parser.parse_args(argv)
+    bundle = find_bundle(arguments.version, settings.bundles_dir)
+    version, fingerprint = bundle.manifest.version, bundle.manifest.fingerprint
+    client, keys = connect(settings, local_redis.ensure(settings)), Keys(settings.namespace)
+    store = StateStore(client, keys, settings.state_ttl_s)
+    store.require_published(version, fingerprint)
+    before = store.active()
+    if before is None:
+        print("no version is active yet, so that there is nothing to compare this one with")
+    elif arguments.no_gate:
+        print(f"not compared with {before.version}, which is active")
+    elif before.version != version:
+        folder = arguments.run or settings.runs_dir / bundle.manifest.name
+        pass_gate(bundle, before.version, settings.bundles_dir, folder, arguments.threads)
+    store.announce(version)
+    done = catch_up(bundle, EventStore(client, keys, settings.retention), store, arguments.threads)
+    if done.behind:
+        print(f"caught up {done.behind:,} users who acted since the snapshot")
+    active = store.activate(version, fingerprint)
+    store.announce(None)
+    was = f" (before it: {active.previous})" if active.previous else ""
+    print(f"active: {active.version}{was}")
     return 0

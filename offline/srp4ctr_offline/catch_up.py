@@ -23,11 +23,14 @@ def catch_up(bundle: Bundle, events: EventStore, states: StateStore, threads: in
 
     The version must have been announced before: workers keep it fresh from then on, and whoever acted earlier is found here.
     """
-    encoder = HistoryEncoder(bundle, threads)
+    version, encoder = bundle.manifest.version, None
     behind = written = 0
     with tqdm(desc="catching up", unit="user") as bar:
-        for users in events.users_behind(encoder.version):
-            histories = events.histories(users, [encoder.version])
+        for users in events.users_behind(version):
+            if not users:
+                continue
+            encoder = encoder or HistoryEncoder(bundle, threads)
+            histories = events.histories(users, [version])
             written += write_states(encoder, histories, states)
             behind += len(histories)
             bar.update(len(histories))

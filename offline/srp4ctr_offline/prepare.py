@@ -28,10 +28,11 @@ from srp4ctr.contract.transforms import (
     Transforms,
 )
 from srp4ctr.contract.vocabulary import UNKNOWN, Codes, Texts, Vocabulary
+from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.items import Catalogue
 from srp4ctr_offline.columns import encode_frame, fit_features, numbers_of
 from srp4ctr_offline.config import RunConfig
-from srp4ctr_offline.prepared import SPLITS, Events, Ints, Prepared, Rows, Users
+from srp4ctr_offline.prepared import SPLITS, TEST, Events, Ints, Prepared, Rows, Users
 from srp4ctr_offline.rates import smoothed
 from srp4ctr_offline.run import job_arguments
 from srp4ctr_offline.source import EVENTS, ITEMS, ROW_ID, ROWS, TABLES, USERS, Source, labels
@@ -54,35 +55,45 @@ def prepare(config: RunConfig) -> Prepared:
     items = _align(frames[ITEMS], source.item_of[ITEMS], source.items, ITEM_ID)
     # Before them the row of the item that no catalogue knows.
     items = pl.concat([items.clear(1), items])
-    users = _align(frames[USERS], source.user_of[USERS], source.users, schema.user_id)
-    label = labels(frames[ROWS][schema.label], ROWS)
-    row_item = source.item_of[ROWS] + 1
-    contexts = _encode(transforms, CONTEXT, frames[ROWS], ROWS)
-    _check_references(transforms, contexts[train])
-    rows = Rows(
-        row_id=frames[ROWS][ROW_ID].cast(pl.Int64).to_numpy()
-        if ROW_ID in frames[ROWS].columns
-        else np.arange(len(label)),
-        user=source.user_of[ROWS],
-        item=row_item,
-        cut=timeline.cut,
-        place=timeline.place,
-        label=label,
-        split=split,
-        contexts=contexts,
-    )
+    rows = _rows(schema, transforms, source, timeline, split)
+    _check_references(transforms, rows.contexts[train])
     catalogue = Catalogue(
         ids=source.items,
         codes=_encode(transforms, ITEM, items, ITEMS),
-        prior=_prior(row_item[train], label[train], len(source.items)),
+        prior=_prior(rows.item[train], rows.label[train], len(source.items)),
     )
     return Prepared(
         transforms=transforms,
         items=catalogue,
         events=_events(schema, transforms, source, timeline),
         rows=rows,
-        users=Users(source.users, _encode(transforms, USER, users, USERS), train_events),
+        users=_users(schema, transforms, source, train_events),
         report=_report(config, source, rows, catalogue),
+    )
+
+
+def prepare_for(bundle: Bundle, config: RunConfig, users: Sequence[str]) -> Prepared:
+    """The histories and rows of some users, from the tables of a run, in the codes of a bundle that may be another run's.
+
+    The bundle decides the features and what is known of an item: what its item table lacks is an unknown item, as it is
+    when serving. The run says what the columns of users, items, order and label are called. All rows count as test rows.
+    Raises DataError where the tables lack a feature of the bundle.
+    """
+    transforms = bundle.transforms
+    features = ("behaviour_features", "user_features", "context_features")
+    theirs = {name: getattr(transforms.schema, name) for name in features}
+    schema = config.features.model_copy(update={"item_attributes": (), **theirs})
+    source = Source.read(config.model_copy(update={"features": schema}), users)
+    timeline = Timeline.of(source)
+    split = np.full(len(source.frames[ROWS]), SPLITS.index(TEST), np.int8)
+    known = np.append(0, bundle.items.rows([item.decode() for item in source.items.tolist()]))
+    return Prepared(
+        transforms=transforms,
+        items=Catalogue(source.items, bundle.items.codes[known], bundle.items.prior[known]),
+        events=_events(schema, transforms, source, timeline),
+        rows=_rows(schema, transforms, source, timeline, split),
+        users=_users(schema, transforms, source, np.zeros(len(source.users), np.int64)),
+        report={},
     )
 
 
@@ -129,6 +140,33 @@ def _check_references(transforms: Transforms, trained: Codes) -> None:
                 f"{ROWS}.{feature.name}: the reference {feature.reference!r}, at which serving holds it, is not a value "
                 "that training knows; choose one that training rows have"
             )
+
+
+def _rows(
+    schema: FeatureSchema,
+    transforms: Transforms,
+    source: Source,
+    timeline: Timeline,
+    split: NDArray[np.int8],
+) -> Rows:
+    frame = source.frames[ROWS]
+    label = labels(frame[schema.label], ROWS)
+    row_id = frame[ROW_ID].cast(pl.Int64).to_numpy() if ROW_ID in frame.columns else np.arange(len(label))
+    return Rows(
+        row_id=row_id,
+        user=source.user_of[ROWS],
+        item=source.item_of[ROWS] + 1,
+        cut=timeline.cut,
+        place=timeline.place,
+        label=label,
+        split=split,
+        contexts=_encode(transforms, CONTEXT, frame, ROWS),
+    )
+
+
+def _users(schema: FeatureSchema, transforms: Transforms, source: Source, train_events: Ints) -> Users:
+    frame = _align(source.frames[USERS], source.user_of[USERS], source.users, schema.user_id)
+    return Users(source.users, _encode(transforms, USER, frame, USERS), train_events)
 
 
 def _events(schema: FeatureSchema, transforms: Transforms, source: Source, timeline: Timeline) -> Events:

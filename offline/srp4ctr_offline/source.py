@@ -1,5 +1,6 @@
 """The four canonical tables of a run, read and checked: what `prepare` begins with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -37,14 +38,20 @@ class Source:
     order: dict[str, NDArray[np.int64] | NDArray[np.float64]]
 
     @classmethod
-    def read(cls, config: RunConfig) -> Self:
-        """Read what the configuration names; DataError names the table and the column that is wrong."""
+    def read(cls, config: RunConfig, only_users: Sequence[str] | None = None) -> Self:
+        """Read what the configuration names; DataError names the table and the column that is wrong.
+
+        With `only_users`, of events, rows and users those alone that are theirs.
+        """
         schema, tables = config.features, config.tables
+        theirs = None if only_users is None else pl.col(schema.user_id).cast(pl.String).is_in(only_users)
         frames = {
-            EVENTS: _read(tables, tables.events, _event_columns(schema)),
-            ROWS: _checked_row_ids(_read(tables, tables.rows, _row_columns(config), ROW_ID)),
+            EVENTS: _read(tables, tables.events, _event_columns(schema), theirs),
+            ROWS: _checked_row_ids(_read(tables, tables.rows, _row_columns(config), theirs, ROW_ID)),
             ITEMS: _read(tables, tables.items, _feature_columns(schema.item_id, schema.item_attributes)),
-            USERS: _read(tables, tables.users, _feature_columns(schema.user_id, schema.user_features)),
+            USERS: _read(
+                tables, tables.users, _feature_columns(schema.user_id, schema.user_features), theirs
+            ),
         }
         user_texts = {t: id_texts(frames[t][schema.user_id], t) for t in (EVENTS, ROWS, USERS)}
         item_texts = {t: id_texts(frames[t][schema.item_id], t) for t in (EVENTS, ROWS, ITEMS)}
@@ -100,10 +107,17 @@ def _order(column: pl.Series, table: str) -> NDArray[np.int64] | NDArray[np.floa
     return column.cast(pl.Int64).to_numpy() if column.dtype.is_integer() else numbers
 
 
-def _read(tables: Tables, file: str, needed: dict[str, str], optional: str | None = None) -> pl.DataFrame:
+def _read(
+    tables: Tables,
+    file: str,
+    needed: dict[str, str],
+    only: pl.Expr | None = None,
+    optional: str | None = None,
+) -> pl.DataFrame:
     table = read_table(tables.folder, file, needed)
     wanted = [name for name in table.collect_schema().names() if name in needed or name == optional]
-    return table.select(wanted).collect()
+    chosen = table.select(wanted)
+    return (chosen if only is None else chosen.filter(only)).collect()
 
 
 def _event_columns(schema: FeatureSchema) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import srp4ctr
 import srp4ctr_offline
+from srp4ctr_offline.config import AFTER_TRAINING, RunConfig
 from srp4ctr_offline.run import write_json
 
 
@@ -45,9 +46,9 @@ class Stages:
         write_json(self._path, self._done)
 
 
-def hash_of_code_and(*files: Path) -> str:
-    """A hash of the files and of our own code, which decide together what the training commands make."""
-    sha = hashlib.sha256()
+def hash_of_code_and(config: RunConfig, *files: Path) -> str:
+    """A hash of the configuration, the files and our own code, which decide together what the training commands make."""
+    sha = hashlib.sha256(config.model_dump_json(exclude=AFTER_TRAINING).encode())
     for package in (srp4ctr, srp4ctr_offline):
         assert package.__file__ is not None
         for path in sorted(Path(package.__file__).parent.rglob("*.py")):

@@ -404,6 +404,33 @@ def test_who_acted_since_the_snapshot_is_caught_up(tiny, make_world):
     assert catch_up(tiny.bundle, world.events, world.states).behind == 0
 
 
+def test_activation_leaves_nobody_behind(tiny, tiny_sequence, make_world, redis_server, monkeypatch, capsys):
+    """`srp4ctr activate` catches up who acted since the new version's snapshot before services switch to it."""
+    world = make_world(tiny)
+    one, other = tiny.user_ids[3:5]
+    later = tiny_sequence.bundle.manifest
+    monkeypatch.setenv("SRP4CTR_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("SRP4CTR_NAMESPACE", world.settings.namespace)
+    monkeypatch.setenv("SRP4CTR_VAR_DIR", str(world.settings.var_dir))
+    shutil.copytree(tiny_sequence.bundle.folder, tiny.bundles / later.version, dirs_exist_ok=True)
+    try:
+        publish(tiny_sequence.bundle, tiny_sequence.prepared, world.states)
+        world.send(world.act(one, 1, "e-1"), world.act("new", 2, "e-2"))
+        assert main(["activate", later.version, "--no-gate"]) == 0
+        assert "caught up 2 users who acted since the snapshot" in capsys.readouterr().out
+        answers = {}
+        give_up_at = time.monotonic() + 20
+        while (answers := {user: world.score(user) for user in (one, other, "new")})[one][
+            "model_version"
+        ] != later.version:
+            assert time.monotonic() < give_up_at
+        assert [answer["user_state"]["events_behind"] for answer in answers.values()] == [0, 0, 0]
+        assert [answer["user_state"]["status"] for answer in answers.values()] == ["fresh"] * 3
+        assert world.states.upcoming() is None
+    finally:
+        shutil.rmtree(tiny.bundles / later.version)
+
+
 def test_the_command_refreshes_until_it_is_told_to_stop(world, redis_server, wait_until):
     """`srp4ctr refresh` keeps states fresh, survives a Redis that is killed, shows metrics, and ends in order."""
     port = free_port(0)

@@ -13,6 +13,7 @@
     ├── DeadlineMissed         a request's deadline passed before even the cheapest answer
     ├── BundleError            a bundle is missing, damaged or of an unknown format
     │   └── ExportMismatch     an exported graph does not compute what the torch model computes
+    ├── GateFailed             a version is worse than the active one by more than the configuration allows
     ├── StateError             bytes that cannot be used as a user state
     │   ├── StateCorrupt       truncated, or the checksum does not hold
     │   └── StateForeign       written by a model with another fingerprint
@@ -89,6 +90,10 @@ class BundleError(Srp4ctrError):
 
 class ExportMismatch(BundleError):  # noqa: N818
     """An exported graph does not compute what the torch model computes."""
+
+
+class GateFailed(Srp4ctrError):  # noqa: N818
+    """A version is worse than the active one by more than the configuration allows; names the metrics and their limits."""
 
 
 class StateError(Srp4ctrError):

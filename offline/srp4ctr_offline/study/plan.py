@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from srp4ctr.contract.errors import ConfigError
 from srp4ctr.contract.schema import Strict
 from srp4ctr.nn.baselines import BASELINES, BaselineConfig
-from srp4ctr_offline.config import RunConfig, load_config
+from srp4ctr_offline.config import AFTER_TRAINING, RunConfig, load_config
 from srp4ctr_offline.floors import FLOORS
 
 Seeds = Annotated[int, Option(ge=1, description="the first so many of 1, 2, 3, ...")]
@@ -85,7 +85,9 @@ class Cell:
 
         What is at its default is left out, so that a new option does not make every finished cell another one.
         """
-        what = self.config.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {
+        what = self.config.model_dump(
+            mode="json", by_alias=True, exclude_defaults=True, exclude=AFTER_TRAINING
+        ) | {
             "kind": self.plan.kind,
             "pretrained": self.plan.pretrained,
         }
