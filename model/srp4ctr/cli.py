@@ -38,6 +38,9 @@ COMMANDS = {
     "forget": Command("srp4ctr_offline.forget", "offline", "remove all that Redis has of a user"),
     "serve": Command("srp4ctr_service.serve", "service", "answer POST /score"),
     "refresh": Command("srp4ctr_service.refresh", "service", "encode users anew as they act"),
+    "replay": Command(
+        "srp4ctr_offline.replay", "offline", "recorded requests: served scores beside ONNX and torch"
+    ),
     "doctor": Command("srp4ctr_service.doctor", "service", "what is installed, reachable and active"),
 }
 

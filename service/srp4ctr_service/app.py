@@ -1,7 +1,7 @@
 """The app: composed here, and nothing more."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
@@ -19,20 +19,26 @@ from srp4ctr_service.events import Events
 from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.openapi import DocumentedApp
 from srp4ctr_service.parts import Parts
+from srp4ctr_service.recorder import Recorder
 from srp4ctr_service.request_scope import RequestScope
 from srp4ctr_service.scoring import Scoring
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.states import StateReader
 from srp4ctr_service.telemetry import Telemetry
 from srp4ctr_service.versions import Versions
+from srp4ctr_service.warm_up import check
 
 
 def create_app(settings: Settings, redis_url: str) -> RequestScope:
-    """The service's app for the Redis at `redis_url`; opens nothing but the file of API keys before it is started.
+    """The service's app for the Redis at `redis_url`; before it is started, it looks at the files that settings
+    name, and at nothing else.
 
-    Raises ConfigError where that has none.
+    Raises ConfigError where there are no API keys or no records in them, or records cannot be written.
     """
     telemetry = Telemetry()
+    recorder = Recorder.configured(settings, telemetry)
+    if settings.warmup_file is not None:
+        check(settings.warmup_file)
     running: list[Parts] = []
 
     @asynccontextmanager
@@ -50,12 +56,13 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
             versions = Versions(settings, store, telemetry)
             states = StateReader(settings, reads, keys)
             compute = Compute(settings.max_waiting_candidates)
-            scoring = Scoring(settings, versions, states, compute, telemetry)
+            scoring = Scoring(settings, versions, states, compute, telemetry, recorder)
             events = Events(settings, versions, AsyncEventStore(client, keys, settings.retention), telemetry)
             app.state.parts = Parts(settings, redis_url, telemetry, store, versions, scoring, events)
             running.append(app.state.parts)
             try:
-                async with versions.followed(), telemetry.flushed():
+                recorded = nullcontext() if recorder is None else recorder.written()
+                async with versions.followed(), telemetry.flushed(), recorded:
                     yield
             finally:
                 running.clear()

@@ -9,12 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import DeadlineMissed
-from srp4ctr.contract.http_types import BatchRequest, Degradation, RankRequest, ScoreRequest, Timed
+from srp4ctr.contract.http_types import (
+    BatchRequest,
+    Degradation,
+    RankRequest,
+    ScoreRequest,
+    Timed,
+    UserRequest,
+)
 from srp4ctr.contract.id_index import Rows
 from srp4ctr.contract.state import UserState
 from srp4ctr_service.answers import Answer, written
 from srp4ctr_service.compute import Compute
 from srp4ctr_service.model import Question, ServedModel
+from srp4ctr_service.recorder import Recorder
 from srp4ctr_service.request_scope import RequestInfo
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.states import StateReader
@@ -56,12 +64,14 @@ class Scoring:
         states: StateReader,
         compute: Compute,
         telemetry: Telemetry,
+        recorder: Recorder | None = None,
     ) -> None:
         self._settings = settings
         self._versions = versions
         self._states = states
         self._compute = compute
         self._telemetry = telemetry
+        self._recorder = recorder
 
     async def score(self, request: ScoreRequest, info: RequestInfo) -> bytes:
         """The answer to POST /score."""
@@ -77,8 +87,7 @@ class Scoring:
         """The answer to POST /score/batch."""
         model = self._versions.current()
         questions = [
-            (one.user_id, model.question(one, f"requests[{place}]."))
-            for place, one in enumerate(request.requests)
+            (one, model.question(one, f"requests[{place}].")) for place, one in enumerate(request.requests)
         ]
         turn = self._turn(model, request, info)
         candidates = sum(len(question.item_ids) for _, question in questions)
@@ -91,7 +100,7 @@ class Scoring:
         question = model.question(request)
         turn = self._turn(model, request, info)
         with self._compute.admit(len(question.item_ids), 1):
-            return turn, await self._answer(turn, request.user_id, question)
+            return turn, await self._answer(turn, request, question)
 
     def _turn(self, model: ServedModel, request: Timed, info: RequestInfo) -> Turn:
         parsed = time.perf_counter()
@@ -101,9 +110,9 @@ class Scoring:
         self._telemetry.observe_stages({"parse": parsed - info.started})
         return Turn(model, info, parsed, deadline, crowded)
 
-    async def _answer(self, turn: Turn, user_id: str, question: Question) -> Answer:
+    async def _answer(self, turn: Turn, request: UserRequest, question: Question) -> Answer:
         model, deadline = turn.model, turn.deadline
-        view = await self._states.read(model, user_id, deadline - turn.parsed)
+        view = await self._states.read(model, request.user_id, deadline - turn.parsed)
         read = time.perf_counter()
         self._telemetry.observe_stages({"state": read - turn.parsed})
         degraded: list[Degradation] = [] if view.degraded is None else [view.degraded]
@@ -115,6 +124,10 @@ class Scoring:
             )
         if done is not None:
             self._telemetry.observe_stages(done.seconds)
+            if self._recorder is not None:
+                self._recorder.offer(
+                    turn.info.request_id, model, request, question, done.rows, view, done.scores
+                )
             unknown = model.unknown(question, done.rows)
             return Answer(question.item_ids, done.scores, unknown, view, "full", degraded)
         late: Degradation = "overload" if turn.crowded else "deadline"

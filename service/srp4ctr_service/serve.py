@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
         log.info("serving", address=where, workers=workers, redis=shown(url), var_dir=str(settings.var_dir))
         with _signals_end_only_the_server():
             if workers > 1:
+                # What is wrong with the files that settings name is said once, and not by each worker again and again.
+                create_app(settings, url)
                 return 0 if run_workers(settings, url, listener, workers) else 1
             uvicorn.Server(server_config(create_app(settings, url), settings)).run(sockets=[listener])
     return 0

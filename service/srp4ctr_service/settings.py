@@ -82,6 +82,27 @@ class Settings(StoreSettings):
         default=1000, gt=0, description="time between two looks at the active version, milliseconds"
     )
 
+    record_dir: Path | None = Field(
+        default=None,
+        description="folder of recorded requests, for `srp4ctr replay`: with users' ids and states, in files that this user "
+        "alone may read. Unset: nothing is recorded",
+    )
+    record_rate: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="share of the users' questions that is recorded, drawn at random",
+    )
+    record_max_mb: int = Field(
+        default=100,
+        ge=1,
+        description="size of that folder's records, of all processes together; the oldest go. Megabytes",
+    )
+    warmup_file: Path | None = Field(
+        default=None,
+        description="file of recorded requests that each model scores before it serves. Unset: one made-up request",
+    )
+
     onnx_threads: int = Field(default=1, ge=1, description="threads of one ONNX Runtime call")
     graceful_stop_s: int = Field(
         default=10, ge=0, description="time that running requests get to end when the service stops, seconds"

@@ -85,6 +85,13 @@ class Telemetry:
             registry=registry,
         )
         self._events = {outcome: events.labels(outcome) for outcome in get_args(Outcome)}
+        records = Counter(
+            "srp4ctr_records",
+            "Questions taken to be recorded, by whether they were written or dropped",
+            ["outcome"],
+            registry=registry,
+        )
+        self._written, self._dropped = records.labels("written"), records.labels("dropped")
         reads = Counter(
             "srp4ctr_near_cache_reads",
             "Reads of user states by the near cache",
@@ -138,6 +145,11 @@ class Telemetry:
         """Count events by what became of them."""
         for outcome in outcomes:
             self._tally[self._events[outcome]] += 1
+
+    def count_records(self, written: int, dropped: int) -> None:
+        """Count questions that were recorded, and those that could not be; from any thread."""
+        self._written.inc(written)
+        self._dropped.inc(dropped)
 
     def count_near_cache(self, hit: bool) -> None:
         """Count a read of a user's state."""

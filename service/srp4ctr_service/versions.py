@@ -15,6 +15,7 @@ from srp4ctr_service.background import in_background
 from srp4ctr_service.model import ServedModel
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.telemetry import Telemetry
+from srp4ctr_service.warm_up import warm_up
 
 log = structlog.get_logger()
 
@@ -123,4 +124,6 @@ def _open(settings: Settings, active: Active) -> ServedModel:
             f"{model.version} with {model.bundle.manifest.fingerprint[:12]}; copy the right one here, or publish and "
             "activate this one"
         )
+    if settings.warmup_file is not None:
+        warm_up(model, settings.warmup_file)
     return model
