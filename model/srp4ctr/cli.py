@@ -35,6 +35,7 @@ COMMANDS = {
         "srp4ctr_offline.rollback", "offline", "switch the services back to the version before"
     ),
     "versions": Command("srp4ctr_offline.versions", "offline", "list versions, remove those no longer used"),
+    "items": Command("srp4ctr_offline.items", "offline", "new and changed items for a version in use"),
     "forget": Command("srp4ctr_offline.forget", "offline", "remove all that Redis has of a user"),
     "serve": Command("srp4ctr_service.serve", "service", "answer POST /score"),
     "refresh": Command("srp4ctr_service.refresh", "service", "encode users anew as they act"),

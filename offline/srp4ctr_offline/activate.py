@@ -10,7 +10,7 @@ from pathlib import Path
 
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime import local_redis
-from srp4ctr.runtime.bundle import find_bundle
+from srp4ctr.runtime.bundle import find_bundle, open_revision
 from srp4ctr.runtime.cpus import usable_cpus
 from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.redis_client import connect
@@ -53,7 +53,9 @@ def main(argv: Sequence[str]) -> int:
         folder = arguments.run or settings.runs_dir / bundle.manifest.name
         pass_gate(bundle, before.version, settings.bundles_dir, folder, arguments.threads)
     store.announce(version)
-    done = catch_up(bundle, EventStore(client, keys, settings.retention), store, arguments.threads)
+    revision = store.items_revision(version)
+    current = bundle if revision is None else open_revision(bundle, revision)
+    done = catch_up(current, EventStore(client, keys, settings.retention), store, arguments.threads)
     if done.behind:
         print(f"caught up {done.behind:,} users who acted since the snapshot")
     active = store.activate(version, fingerprint)

@@ -14,7 +14,7 @@ from typing import Any
 
 from srp4ctr.contract.errors import DataError, DependencyMissing, Srp4ctrError
 from srp4ctr.contract.records import Record, read_records
-from srp4ctr.runtime.bundle import Bundle, find_bundle
+from srp4ctr.runtime.bundle import Bundle, find_bundle, open_revision
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.replayed import Comparison, Finding, Gap, Replayer, Torch
 
@@ -102,19 +102,22 @@ def replay(
     an error of ours, the version is compared without torch, and the report says why.
     """
     report = Report(tolerance)
-    replayers: dict[str, Replayer] = {}
+    replayers: dict[tuple[str, str | None], Replayer] = {}
     for record in records:
-        name = record.model_version
-        if name not in replayers:
+        name, revision = wanted = record.model_version, record.items_revision
+        if wanted not in replayers:
             bundle = find_bundle(name, bundles)
+            if revision is not None:
+                bundle = open_revision(bundle, revision)
             torch = None
             try:
                 torch = None if find_torch is None else find_torch(bundle)
             except Srp4ctrError as error:
                 report.without_torch[name] = str(error)
-            replayers[name] = Replayer(bundle, torch)
-            report.versions.append(name)
-        report.add(replayers[name].compare(record, tolerance))
+            replayers[wanted] = Replayer(bundle, torch)
+            if name not in report.versions:
+                report.versions.append(name)
+        report.add(replayers[wanted].compare(record, tolerance))
     if not report.records:
         raise DataError("there are no records")
     return report

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srp4ctr.contract.http_types import Degradation, Tier
+from srp4ctr_service.model import ServedModel
 from srp4ctr_service.request_scope import RequestInfo
 from srp4ctr_service.states import StateView
 
@@ -42,6 +43,13 @@ class Answer:
         return {"item_ids": [ids[place] for place in order.tolist()], "scores": self.scores[order]}
 
 
-def written(info: RequestInfo, version: str, content: dict[str, Any]) -> bytes:
-    """An answer, in the format of its request."""
-    return info.format.write({"request_id": info.request_id, "model_version": version, **content})
+def written(info: RequestInfo, model: ServedModel, content: dict[str, Any]) -> bytes:
+    """An answer by that model, in the format of its request."""
+    return info.format.write(
+        {
+            "request_id": info.request_id,
+            "model_version": model.version,
+            "items_revision": model.revision,
+            **content,
+        }
+    )

@@ -43,6 +43,8 @@ class ServedModel:
     scorer: OnnxScorer
     items: OnnxItems
     recent: RecentRows
+    revision: str | None = None
+    """Of the item table; None for the bundle's own."""
 
     @classmethod
     def load(cls, folder: Path, threads: int) -> Self:
@@ -58,6 +60,10 @@ class ServedModel:
             bundle.cold_state, model.question(UserRequest(user_id="0", item_ids=["0"])), np.zeros(1, np.int32)
         )
         return model
+
+    def with_items(self, bundle: Bundle, revision: str | None) -> Self:
+        """The same graphs with that bundle's item table, which is of that revision."""
+        return replace(self, bundle=bundle, recent=RecentRows(bundle.items.index), revision=revision)
 
     @property
     def version(self) -> str:

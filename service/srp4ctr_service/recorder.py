@@ -58,6 +58,7 @@ class Served:
             at_ms=self.at_ms,
             request_id=self.request_id,
             model_version=manifest.version,
+            items_revision=self.model.revision,
             fingerprint=manifest.fingerprint,
             request=self.request,
             status=self.view.status,

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from srp4ctr.contract.errors import Srp4ctrError, StoreError, StoreUnavailable
 from srp4ctr.runtime.acted import ActedStreams, Entry
-from srp4ctr.runtime.bundle import find_bundle
+from srp4ctr.runtime.bundle import find_bundle, open_revision
 from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
 from srp4ctr.runtime.state_store import StateStore
@@ -21,6 +21,8 @@ BLOCK_MS = 500
 """Longest wait for an entry, and so until a request to stop is seen."""
 ENTRIES_OF_A_STREAM = 64
 MAX_ATTEMPTS = 5
+Wanted = tuple[str, str | None]
+"""A version, and the revision of its item table."""
 RETRY_S = 1.0
 RETRY_BUNDLE_S = 30.0
 
@@ -55,26 +57,33 @@ class _Encoders:
     """Of the versions to refresh; one whose bundle cannot be opened is tried again after a while."""
 
     settings: RefreshSettings
-    loaded: dict[str, HistoryEncoder] = field(default_factory=dict)
-    refused: dict[str, float] = field(default_factory=dict)
+    loaded: dict[Wanted, HistoryEncoder] = field(default_factory=dict)
+    refused: dict[Wanted, float] = field(default_factory=dict)
 
-    def of(self, version: str) -> HistoryEncoder | None:
-        if version not in self.loaded:
-            if time.monotonic() < self.refused.get(version, 0.0):
-                return None
+    def of(self, wanted: Wanted) -> HistoryEncoder | None:
+        """The encoder of a version with a revision of its items; without the revision where that cannot be opened."""
+        version, revision = wanted
+        if wanted in self.loaded:
+            return self.loaded[wanted]
+        if time.monotonic() >= self.refused.get(wanted, 0.0):
             try:
                 bundle = find_bundle(version, self.settings.bundles_dir)
+                if revision is not None:
+                    bundle = open_revision(bundle, revision)
             except Srp4ctrError as error:
-                log.warning("version_not_refreshed", version=version, reason=str(error))
-                self.refused[version] = time.monotonic() + RETRY_BUNDLE_S
-                return None
-            self.loaded[version] = HistoryEncoder(bundle, self.settings.onnx_threads)
-            log.info("version_refreshed", version=version)
-        return self.loaded[version]
+                log.warning("version_not_refreshed", version=version, items=revision, reason=str(error))
+                self.refused[wanted] = time.monotonic() + RETRY_BUNDLE_S
+            else:
+                self.loaded[wanted] = HistoryEncoder(bundle, self.settings.onnx_threads)
+                log.info("version_refreshed", version=version, items_revision=revision)
+                return self.loaded[wanted]
+        return None if revision is None else self.of((version, None))
 
-    def keep(self, versions: Sequence[str]) -> None:
-        for version in [one for one in self.loaded if one not in versions]:
-            del self.loaded[version]
+    def keep(self, wanted: Sequence[Wanted]) -> None:
+        versions = {version for version, _ in wanted}
+        # A version's own table may stand in for its revision.
+        for one in [one for one in self.loaded if one not in wanted and (one[1] or one[0] not in versions)]:
+            del self.loaded[one]
 
 
 class Refresher:
@@ -152,8 +161,9 @@ class Refresher:
         if upcoming is not None:
             wanted.append(upcoming)
         names = list(dict.fromkeys(needed + wanted))
-        encoders = {name: self._encoders.of(name) for name in names}
-        self._encoders.keep(names)
+        revisions = {name: (name, self._states.items_revision(name)) for name in names}
+        encoders = {name: self._encoders.of(wanted) for name, wanted in revisions.items()}
+        self._encoders.keep(list(revisions.values()))
         if not names or any(encoders[name] is None for name in needed):
             return None
         return [encoder for encoder in encoders.values() if encoder is not None]

@@ -112,7 +112,8 @@ async def model(request: Request) -> Response:
         name=manifest.name,
         fingerprint=manifest.fingerprint,
         created_at=manifest.created_at,
-        items=manifest.items,
+        items=len(bundle.items.codes) - 1,
+        items_revision=parts.versions.current().revision,
         state=manifest.state.kind,
         context_features=[
             ContextFeature.model_validate(

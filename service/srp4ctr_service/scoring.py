@@ -142,7 +142,7 @@ class Scoring:
 
     def _end(self, turn: Turn, answers: Sequence[Answer], content: dict[str, object]) -> bytes:
         scored = time.perf_counter()
-        body = written(turn.info, turn.model.version, content)
+        body = written(turn.info, turn.model, content)
         now = time.perf_counter()
         self._telemetry.observe_stages({"answer": now - scored, "total": now - turn.info.started})
         notes = turn.info.notes

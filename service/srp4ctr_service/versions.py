@@ -5,11 +5,16 @@ import contextlib
 import gc
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
 
 import structlog
 
 from srp4ctr.contract.errors import BundleError, NoActiveModel, Srp4ctrError, StoreError
+from srp4ctr.contract.manifest import ITEMS
+from srp4ctr.runtime.bundle import open_revision
+from srp4ctr.runtime.items import ItemTable
 from srp4ctr.runtime.state_store import Active, AsyncStateStore
 from srp4ctr_service.background import in_background
 from srp4ctr_service.model import ServedModel
@@ -21,6 +26,7 @@ log = structlog.get_logger()
 
 # A version becomes a path, so it must be the name of a folder and nothing else.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_REVISION = re.compile(r"[0-9a-f]{8}")
 MAX_RETRY_S = 30.0
 
 
@@ -32,7 +38,7 @@ class Versions:
         self._store = store
         self._telemetry = telemetry
         self._model: ServedModel | None = None
-        self._refused: Active | None = None
+        self._refused: tuple[Active, str | None] | None = None
         self._retry_s = 0.0
         self._retry_at = 0.0
         self.trouble: str | None = "the active version has not been looked up yet"
@@ -59,7 +65,9 @@ class Versions:
     async def _look(self) -> None:
         """Load what is active now unless it is loaded; whatever fails leaves the current model in place."""
         try:
-            active = await self._store.active(self._settings.redis_read_timeout_ms / 1000)
+            limit_s = self._settings.redis_read_timeout_ms / 1000
+            active = await self._store.active(limit_s)
+            revision = None if active is None else await self._store.items_revision(active.version, limit_s)
         except StoreError as error:
             # The model in place goes on; without Redis nothing can have been activated.
             if self._model is None:
@@ -69,22 +77,28 @@ class Versions:
             if self._model is None:
                 self._say("no version has been activated; run: srp4ctr activate")
             return
-        if self._model is not None and _is(self._model, active):
+        wanted = (active, revision)
+        if wanted == self._refused and time.monotonic() < self._retry_at:
+            return
+        if self._model is None or not _is(self._model, active):
+            await self._load(wanted, partial(_open, self._settings, active))
+        if self._model is None or not _is(self._model, active):
+            return
+        if self._model.revision == revision:
             self.trouble = None
-            return
-        if active == self._refused and time.monotonic() < self._retry_at:
-            return
-        await self._load(active)
+        else:
+            # Where it cannot be loaded, the table that is there stays.
+            await self._load(wanted, partial(_with_items, self._model, revision))
 
-    async def _load(self, active: Active) -> None:
+    async def _load(self, wanted: tuple[Active, str | None], load: Callable[[], ServedModel]) -> None:
         try:
-            # Reading and hashing a bundle takes seconds; requests are answered meanwhile.
-            model = await asyncio.to_thread(_open, self._settings, active)
+            # Reading and hashing takes seconds; requests are answered meanwhile.
+            model = await asyncio.to_thread(load)
         except Srp4ctrError as error:
             self._say(str(error))
-            self._retry_s = min(2 * self._retry_s or 1.0, MAX_RETRY_S) if active == self._refused else 1.0
+            self._retry_s = min(2 * self._retry_s or 1.0, MAX_RETRY_S) if wanted == self._refused else 1.0
             self._retry_at = time.monotonic() + self._retry_s
-            self._refused = active
+            self._refused = wanted
             self._telemetry.version_loads["failed"].inc()
             return
         self._model = model
@@ -94,7 +108,12 @@ class Versions:
         self.trouble = None
         self._telemetry.serve_version(model.version)
         self._telemetry.version_loads["loaded"].inc()
-        log.info("model_loaded", version=model.version, fingerprint=active.fingerprint)
+        log.info(
+            "model_loaded",
+            version=model.version,
+            fingerprint=model.bundle.manifest.fingerprint,
+            items_revision=model.revision,
+        )
 
     def _say(self, trouble: str) -> None:
         if trouble != self.trouble:
@@ -106,6 +125,16 @@ def _is(model: ServedModel, active: Active) -> bool:
     # Versions may share a fingerprint: the same weights with a newer catalogue.
     manifest = model.bundle.manifest
     return (manifest.version, manifest.fingerprint) == (active.version, active.fingerprint)
+
+
+def _with_items(model: ServedModel, revision: str | None) -> ServedModel:
+    """The model with that revision of its item table; a table that is there stays as it is for whoever uses it."""
+    bundle = model.bundle
+    if revision is None:
+        return model.with_items(replace(bundle, items=ItemTable.load(bundle.folder / ITEMS)), None)
+    if not _REVISION.fullmatch(revision):
+        raise BundleError(f"{revision!r} is not the name of a revision of an item table")
+    return model.with_items(open_revision(bundle, revision), revision)
 
 
 def _open(settings: Settings, active: Active) -> ServedModel:

@@ -172,6 +172,9 @@ class Identified(BaseModel):
 
     request_id: str
     model_version: str
+    items_revision: str | None = Field(
+        description="revision of the version's item table; null for the table that it was exported with"
+    )
 
 
 class ScoreResponse(Identified, Scores):
@@ -246,6 +249,9 @@ class ModelInfo(BaseModel):
     fingerprint: str
     created_at: str
     items: int = Field(description="items in the catalogue")
+    items_revision: str | None = Field(
+        description="revision of the item table; null for the table that the version was exported with"
+    )
     state: Literal["tokens", "sequence"] = Field(description="kind of the cached user state")
     context_features: list[ContextFeature]
     behaviour_features: list[BehaviourFeature]

@@ -67,6 +67,10 @@ class Keys:
         """Hash with `fingerprint`, `data`, `users`: how far a version's states are written, until all of them are."""
         return f"{self.namespace}:publishing:{version}"
 
+    def items(self, version: str) -> str:
+        """String: the revision of the version's item table that services take; without it, the bundle's own."""
+        return f"{self.namespace}:items:{version}"
+
     def published(self, version: str) -> str:
         """Hash with `fingerprint`, `users`, `completed_at_ms`: written when all states of a version are."""
         return f"{self.namespace}:published:{version}"

@@ -11,6 +11,7 @@ from srp4ctr.contract.state import StateLayout
 
 FORMAT_VERSION: Literal[3] = 3
 MANIFEST = "manifest.json"
+REVISION = "revision.json"
 ENCODER = "encoder.onnx"
 SCORER = "scorer.onnx"
 ITEM = "item.onnx"
@@ -77,6 +78,21 @@ class Manifest(Strict):
     def fingerprint_bytes(self) -> bytes:
         """The fingerprint as states carry it."""
         return bytes.fromhex(self.fingerprint)
+
+
+class ItemsManifest(Strict):
+    """`revision.json` of a revision of a bundle's item table."""
+
+    format_version: Literal[1] = 1
+    version: str = Field(description="of the bundle")
+    fingerprint: str = Field(description="of the model whose item graph made the vectors")
+    revision: str = Field(pattern=r"^[0-9a-f]{8}$", description="of the table's content")
+    created_at: str
+    items: int = Field(ge=0, description="rows of the table, the unknown item's not counted")
+    new: int = Field(ge=0, description="items that the bundle's own table lacks")
+    changed: int = Field(ge=0, description="items with other codes than in the bundle's own table")
+    removed: int = Field(ge=0, description="items of the bundle's own table that are not in this one")
+    files: dict[str, str] = Field(description="SHA-256 of every other file, by its path in the revision")
 
 
 def sha256_file(path: Path) -> str:

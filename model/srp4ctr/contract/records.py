@@ -31,6 +31,9 @@ class Record(Strict):
     at_ms: int = Field(description="when it was answered, Unix milliseconds")
     request_id: str = Field(description="users of one batch share it")
     model_version: str
+    items_revision: str | None = Field(
+        default=None, description="revision of its item table; null: the bundle's own"
+    )
     fingerprint: str = Field(description="of that version's bundle")
     request: UserRequest
     status: StateStatus

@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -17,13 +18,20 @@ from srp4ctr.contract.manifest import (
     ITEM,
     ITEMS,
     MANIFEST,
+    REVISION,
     SCORER,
+    ItemsManifest,
     Manifest,
     sha256_file,
 )
 from srp4ctr.contract.state import UserState, decode_state
 from srp4ctr.contract.transforms import Transforms
 from srp4ctr.runtime.items import ItemTable
+
+REVISIONS = ".items"
+"""Below the bundles' folder: `<version>/<revision>/` of each revision of an item table."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +84,7 @@ class Bundle:
                     f"{folder} is of format {found}, and this version reads format {FORMAT_VERSION}; export it again"
                 ) from None
             raise BundleError(f"{folder / MANIFEST} is damaged: {error}") from error
-        for name, sha256 in manifest.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise BundleError(f"{folder} is not whole: {name} is missing; export it again")
-            if sha256_file(path) != sha256:
-                raise BundleError(f"{path} is not the file that was exported; export the bundle again")
+        _verify(folder, manifest.files, "export the bundle again")
         state_bytes = (folder / COLD_STATE).read_bytes()
         try:
             cold_state = decode_state(state_bytes, manifest.state, manifest.fingerprint_bytes)
@@ -89,6 +92,15 @@ class Bundle:
             raise BundleError(f"{folder / COLD_STATE}: {error}") from error
         items = ItemTable.load(folder / ITEMS)
         return cls(folder, manifest, Transforms.load(folder), items, cold_state)
+
+
+def _verify(folder: Path, files: Mapping[str, str], remedy: str) -> None:
+    for name, sha256 in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{folder} is not whole: {name} is missing; {remedy}")
+        if sha256_file(path) != sha256:
+            raise BundleError(f"{path} is not the file that was exported; {remedy}")
 
 
 def _format_of(manifest: bytes) -> object:
@@ -111,22 +123,56 @@ def seal_bundle(draft: Path, bundles: Path, manifest: Manifest) -> Bundle:
     A whole bundle of that version that is there already is left as it is: equal content, equal version.
     """
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    return _seal(draft, bundles / manifest.version, Bundle.open)
+
+
+def seal_revision(draft: Path, bundle: Bundle, manifest: ItemsManifest) -> Bundle:
+    """Write the manifest into `draft`, sync it to disk, rename it to its revision and open it, verified."""
+    (draft / REVISION).write_text(manifest.model_dump_json(indent=1))
+    final = revision_folder(bundle.folder.parent, manifest.version, manifest.revision)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    return _seal(draft, final, lambda folder: open_revision(bundle, folder.name))
+
+
+def revision_folder(bundles: Path, version: str, revision: str) -> Path:
+    """Where a revision of that version's item table is."""
+    return bundles / REVISIONS / version / revision
+
+
+def open_revision(bundle: Bundle, revision: str) -> Bundle:
+    """The bundle with that revision of its item table, after comparing every file; raises BundleError."""
+    folder = revision_folder(bundle.folder.parent, bundle.manifest.version, revision)
+    remedy = "publish it again: srp4ctr items"
+    try:
+        manifest = ItemsManifest.model_validate_json((folder / REVISION).read_bytes())
+        if manifest.fingerprint != bundle.manifest.fingerprint:
+            raise BundleError(f"{folder} is of another model, {manifest.fingerprint[:12]}; {remedy}")
+        _verify(folder, manifest.files, remedy)
+        return replace(bundle, items=ItemTable.load(folder / ITEMS))
+    except FileNotFoundError:
+        raise BundleError(f"{folder} has no revision of the item table; copy it there, or {remedy}") from None
+    except OSError as error:
+        raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise BundleError(f"{folder / REVISION} is damaged: {error}; {remedy}") from error
+
+
+def _seal(draft: Path, final: Path, opened: Callable[[Path], T]) -> T:
     # What is temporary is private; a bundle is for services of any user.
     draft.chmod(0o755)
     for path in (*draft.rglob("*"), draft):
         _sync(path)
-    final = bundles / manifest.version
     if final.exists():
         try:
-            bundle = Bundle.open(final)
+            found = opened(final)
         except BundleError:
             shutil.rmtree(final)
         else:
             shutil.rmtree(draft)
-            return bundle
+            return found
     draft.rename(final)
-    _sync(bundles)
-    return Bundle.open(final)
+    _sync(final.parent)
+    return opened(final)
 
 
 def _sync(path: Path) -> None:

@@ -191,6 +191,20 @@ class StateStore:
             )
         return active
 
+    def set_items_revision(self, version: str, revision: str | None) -> None:
+        """Have services take that revision of the version's item table; None: the bundle's own."""
+        with store_errors():
+            if revision is None:
+                self._client.delete(self._keys.items(version))
+            else:
+                self._client.set(self._keys.items(version), revision)
+
+    def items_revision(self, version: str) -> str | None:
+        """The revision of the version's item table that services take; None for the bundle's own."""
+        with store_errors():
+            found: Any = self._client.get(self._keys.items(version))
+        return None if found is None else found.decode()
+
     def announce(self, version: str | None) -> None:
         """Have the version refreshed like the active one, because it is about to be active; None: none is any more."""
         with store_errors():
@@ -259,7 +273,7 @@ class StateStore:
                 for key in some:
                     pipeline.unlink(key)
                 dropped += sum(pipeline.execute())
-            self._client.delete(self._keys.publishing(version))
+            self._client.delete(self._keys.publishing(version), self._keys.items(version))
             self._client.srem(self._keys.versions(), version)
         return dropped
 
@@ -275,6 +289,12 @@ class AsyncStateStore:
         """The active version; None before the first activation."""
         with store_errors():
             return _active(await within(limit_s, self._client.hgetall(self._keys.active())))
+
+    async def items_revision(self, version: str, limit_s: float) -> str | None:
+        """The revision of the version's item table to take; None for the bundle's own."""
+        with store_errors():
+            found: Any = await within(limit_s, self._client.get(self._keys.items(version)))
+        return None if found is None else found.decode()
 
     async def ping(self, limit_s: float) -> None:
         """Return when Redis answers."""
