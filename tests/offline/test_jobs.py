@@ -144,7 +144,7 @@ def test_a_bundle_of_another_format_says_so(tiny, tmp_path) -> None:
     content = json.loads(manifest.read_text())
     del content["item"]
     manifest.write_text(json.dumps(content | {"format_version": 1}))
-    with pytest.raises(BundleError, match="is of format 1, and this version reads format 2; export it again"):
+    with pytest.raises(BundleError, match="is of format 1, and this version reads format 3; export it again"):
         Bundle.open(tmp_path / "old")
     manifest.write_text(json.dumps(content))
     with pytest.raises(BundleError, match="is damaged"):

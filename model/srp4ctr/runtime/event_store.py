@@ -148,18 +148,20 @@ class AsyncEventStore:
         """
         keep, ttl = self._retention.events, self._retention.ttl_s
         pipeline: Any = self._client.pipeline(transaction=False)
-        for user_id, events in by_user.items():
-            keys = [
-                self._keys.history(user_id),
-                self._keys.sequence(user_id),
-                self._keys.stream(partition(user_id)),
-            ]
-            arguments: list[Any] = [keep, ttl, user_id]
-            for event in events:
-                arguments += (event.time_ms, event.event_id, pack_event(event))
-            await self._record(keys=keys, args=arguments, client=pipeline)
-        with store_errors():
-            answers: list[list[int]] = await within(limit_s, pipeline.execute())
+        # Left in order, or redis-py never gives back a connection whose look for the script failed: all would be used up.
+        async with pipeline:
+            for user_id, events in by_user.items():
+                keys = [
+                    self._keys.history(user_id),
+                    self._keys.sequence(user_id),
+                    self._keys.stream(partition(user_id)),
+                ]
+                arguments: list[Any] = [keep, ttl, user_id]
+                for event in events:
+                    arguments += (event.time_ms, event.event_id, pack_event(event))
+                await self._record(keys=keys, args=arguments, client=pipeline)
+            with store_errors():
+                answers: list[list[int]] = await within(limit_s, pipeline.execute())
         return [[_OUTCOMES[outcome] for outcome in outcomes] for outcomes in answers]
 
     async def forget(self, user_id: str, limit_s: float) -> int:
