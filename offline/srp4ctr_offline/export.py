@@ -10,17 +10,16 @@ from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from srp4ctr.contract.manifest import COLD_STATE, ENCODER, ITEM, ITEMS, SCORER, Calibration, Manifest
 from srp4ctr.contract.state import UserState, encode_state
-from srp4ctr.contract.vocabulary import UNKNOWN
+from srp4ctr.contract.vocabulary import UNKNOWN, Codes
 from srp4ctr.nn.export import EXPORTER, OPSET, EncoderGraph, Graph, ItemGraph, ScorerGraph, export_graph
 from srp4ctr.nn.model import Srp4Ctr
 from srp4ctr.runtime.bundle import Bundle, file_hashes, seal_bundle
-from srp4ctr.runtime.items import Catalogue, ItemTable
+from srp4ctr.runtime.items import Catalogue, ItemTable, Vectors, vectors_of
 from srp4ctr.runtime.sessions import open_session
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.checkpoint import fingerprint, load_model
@@ -29,8 +28,6 @@ from srp4ctr_offline.metrics import METRICS
 from srp4ctr_offline.parity import compare
 from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.run import git_commit, job_parser, resolve, seed_everything, start_stage, write_json
-
-ITEMS_AT_ONCE = 10_000
 
 
 def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
@@ -86,12 +83,13 @@ def version_of_bundle(name: str, mark: str, items: Catalogue) -> str:
 
 def item_table(catalogue: Catalogue, graph: ItemGraph, folder: Path) -> ItemTable:
     """The table of the catalogue, with vectors by the item graph in `folder`, which is what computes those of new items."""
-    session = open_session(folder / ITEM, threads=1)
-    vectors = np.empty((len(catalogue.codes), graph.vectors.width), np.float32)
-    for at in range(0, len(vectors), ITEMS_AT_ONCE):
-        codes = np.ascontiguousarray(catalogue.codes[at : at + ITEMS_AT_ONCE], np.int32)
-        vectors[at : at + ITEMS_AT_ONCE] = session.run(None, {graph.spec.inputs[0].name: codes})[0]
-    return ItemTable.build(catalogue, vectors)
+    session, name = open_session(folder / ITEM, threads=1), graph.spec.inputs[0].name
+
+    def run(codes: Codes) -> Vectors:
+        vectors: Vectors = session.run(None, {name: codes})[0]
+        return vectors
+
+    return ItemTable.build(catalogue, vectors_of(catalogue.codes, run, graph.vectors.width))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ changes; services and refresh workers take it up when the version's pointer in R
 import argparse
 import hashlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,14 +17,17 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from srp4ctr.contract.errors import DataError, Srp4ctrError
+from srp4ctr.contract.errors import BundleError, DataError
+from srp4ctr.contract.id_index import Rows
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.manifest import ITEMS, REVISION, ItemsManifest
 from srp4ctr.contract.transforms import ITEM, ITEM_ID
+from srp4ctr.contract.vocabulary import Texts
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import REVISIONS, Bundle, file_hashes, find_bundle, open_revision, seal_revision
-from srp4ctr.runtime.items import Catalogue, ItemTable
+from srp4ctr.runtime.items import Catalogue, ItemTable, Vectors, vectors_of
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.sessions import OnnxItems
 from srp4ctr.runtime.settings import StoreSettings, read_settings
@@ -33,7 +37,8 @@ from srp4ctr_offline.data.tables import read_table
 
 BUNDLE = "bundle"
 """Names the table that the version was exported with."""
-ITEMS_AT_ONCE = 65_536
+KEPT = 5
+"""Revisions of a version that stay by default, beside the one in use."""
 
 
 class Revision(NamedTuple):
@@ -46,15 +51,15 @@ class Revision(NamedTuple):
 def revise(bundle: Bundle, current: ItemTable, table: Path, *, replace_all: bool = False) -> Revision:
     """Make a revision of `current`, the table in use, with the items of a Parquet file, or of those alone.
 
-    An item that is known keeps its click rate, and a new one has that of the unknown item. Raises DataError where the file does
-    not have the schema's columns.
+    An item keeps the click rate that the bundle has of it, whatever became of it since; one that is new to the bundle has that of
+    the unknown item. Vectors of items that have not changed stay as they are, to the bit. Raises DataError where the file does
+    not have the schema's columns, or no items.
     """
-    catalogue = _catalogue(bundle, table)
-    own = _catalogue_of(current)
-    merged = _known_rates(catalogue, own) if replace_all else _merged(own, catalogue)
+    given = _catalogue(bundle, table)
+    merged = given if replace_all else _merged(bundle, current, given)
     draft = Path(tempfile.mkdtemp(prefix=".draft-items-", dir=bundle.folder.parent))
     try:
-        ItemTable.build(merged, _vectors(bundle, merged)).save(draft / ITEMS)
+        ItemTable.build(merged, _vectors(bundle, current, merged)).save(draft / ITEMS)
         manifest = _manifest(bundle, merged, draft)
         return Revision(manifest, seal_revision(draft, bundle, manifest))
     finally:
@@ -62,18 +67,43 @@ def revise(bundle: Bundle, current: ItemTable, table: Path, *, replace_all: bool
 
 
 def revisions(bundle: Bundle) -> list[ItemsManifest]:
-    """All revisions of the bundle's item table that are here, the newest first."""
-    folder = bundle.folder.parent / REVISIONS / bundle.manifest.version
-    found = [ItemsManifest.model_validate_json(path.read_bytes()) for path in folder.glob(f"*/{REVISION}")]
+    """All revisions of the bundle's item table that are here and can be read, the newest first."""
+    found = []
+    for path in _folder(bundle).glob(f"*/{REVISION}"):
+        try:
+            one = ItemsManifest.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            print(f"{path} is left out: {error}", file=sys.stderr)
+            continue
+        # A renamed folder is no revision; services refuse it, too.
+        if one.revision == path.parent.name:
+            found.append(one)
     return sorted(found, key=lambda one: one.created_at, reverse=True)
 
 
+def remove_old(bundle: Bundle, used: str | None, keep: int) -> list[str]:
+    """Remove all revisions but the newest so many and the one in use; gives their names.
+
+    Who has one of them mapped keeps it; who is just about to open it takes what the pointer names by then.
+    """
+    old = [one.revision for one in revisions(bundle) if one.revision != used][keep:]
+    for revision in old:
+        shutil.rmtree(_folder(bundle) / revision)
+    return old
+
+
+def _folder(bundle: Bundle) -> Path:
+    return bundle.folder.parent / REVISIONS / bundle.manifest.version
+
+
 def _catalogue(bundle: Bundle, table: Path) -> Catalogue:
-    """The file's items in the bundle's codes, by sorted id, each with the unknown item's click rate."""
+    """The file's items in the bundle's codes, by sorted id."""
     schema, transforms = bundle.transforms.schema, bundle.transforms
     features = schema.item_attributes
     needed = {schema.item_id: "schema.item_id"} | {one.name: "schema.item_attributes" for one in features}
     frame = read_table(table.parent, table.name, needed).select(list(needed)).collect()
+    if frame.is_empty():
+        raise DataError(f"{table} has no items")
     ids = id_texts(frame[schema.item_id], ITEMS)
     order = np.argsort(ids, kind="stable")
     ids, frame = ids[order], frame[order]
@@ -83,58 +113,46 @@ def _catalogue(bundle: Bundle, table: Path) -> Catalogue:
     columns = {one.name: frame[one.name] for one in features}
     columns[ITEM_ID] = pl.Series([one.decode() for one in ids.tolist()], dtype=pl.String)
     codes = encode_frame(transforms, ITEM, columns, len(frame), ITEMS)
-    unknown = bundle.items
-    prior = np.full(len(ids) + 1, unknown.prior[0], np.float32)
-    return Catalogue(ids, np.concatenate([unknown.codes[:1], codes]), prior)
+    return Catalogue(ids, np.concatenate([bundle.items.codes[:1], codes]), _rates(bundle, ids))
 
 
-def _catalogue_of(table: ItemTable) -> Catalogue:
-    # The table's first row is the unknown item's.
-    return Catalogue(table.index.ids[1:], table.codes, table.prior)
+def _merged(bundle: Bundle, current: ItemTable, given: Catalogue) -> Catalogue:
+    """The current items, those that are given in their place, and the others that are given."""
+    ids = np.union1d(current.index.ids[1:], given.ids)
+    # A table's ids have room to spare, and its successor's must not have more every time.
+    ids = ids.astype(f"S{np.char.str_len(ids).max()}")
+    at = _rows(ids, given.ids)
+    codes = np.where((at > 0)[:, None], given.codes[at], current.codes[_rows(ids, current.index.ids[1:])])
+    return Catalogue(ids, np.concatenate([current.codes[:1], codes]), _rates(bundle, ids))
 
 
-def _merged(old: Catalogue, new: Catalogue) -> Catalogue:
-    """The old items, those that the new ones name in their place, and the others of the new ones."""
-    new = _known_rates(new, old)
-    kept = ~_among(old.ids, new.ids)
-    ids = np.concatenate([old.ids[kept], new.ids])
-    order = np.argsort(ids, kind="stable")
-    codes = np.concatenate([old.codes[1:][kept], new.codes[1:]])[order]
-    prior = np.concatenate([old.prior[1:][kept], new.prior[1:]])[order]
-    return Catalogue(
-        ids[order],
-        np.concatenate([old.codes[:1], codes]),
-        np.concatenate([old.prior[:1], prior]),
-    )
+def _rates(bundle: Bundle, ids: Texts) -> NDArray[np.float32]:
+    """Click rates [N + 1] of sorted ids: the bundle's own, the unknown item's before them and for what it does not know."""
+    rows = _rows(ids, bundle.items.index.ids[1:])
+    return np.concatenate([bundle.items.prior[:1], bundle.items.prior[rows]])
 
 
-def _known_rates(new: Catalogue, old: Catalogue) -> Catalogue:
-    """The new items, with the old click rates of those that are known."""
-    prior = new.prior.copy()
-    known = _among(new.ids, old.ids)
-    prior[1:][known] = old.prior[1:][np.searchsorted(old.ids, new.ids[known])]
-    return Catalogue(new.ids, new.codes, prior)
+def _rows(ids: Texts, known: Texts) -> Rows:
+    """Rows [N] of ids in the table of these sorted ids; 0 where it lacks one."""
+    if not len(known):
+        return np.zeros(len(ids), np.int32)
+    place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[place] == ids, place + 1, 0).astype(np.int32)
 
 
-def _among(ids: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.isin(ids, others)
-    return found
-
-
-def _vectors(bundle: Bundle, catalogue: Catalogue) -> NDArray[np.float32]:
-    items = OnnxItems(bundle)
-    parts = [
-        items(np.ascontiguousarray(catalogue.codes[at : at + ITEMS_AT_ONCE], np.int32))
-        for at in range(0, len(catalogue.codes), ITEMS_AT_ONCE)
-    ]
-    # As the bundle's own are stored, so that an item that has not changed scores the same.
-    return np.concatenate(parts).astype(bundle.items.vectors.dtype)
+def _vectors(bundle: Bundle, current: ItemTable, merged: Catalogue) -> Vectors:
+    """The current vectors of what has not changed, and the item graph's of what is new or has."""
+    rows = _rows(merged.ids, current.index.ids[1:])
+    differs = (rows == 0) | (current.codes[rows] != merged.codes[1:]).any(axis=1)
+    vectors: Vectors = current.vectors[np.append(0, rows)]
+    vectors[1:][differs] = vectors_of(merged.codes[1:][differs], OnnxItems(bundle), vectors.shape[1])
+    return vectors
 
 
 def _manifest(bundle: Bundle, merged: Catalogue, draft: Path) -> ItemsManifest:
-    own = _catalogue_of(bundle.items)
-    there = _among(merged.ids, own.ids)
-    before = own.codes[1:][np.searchsorted(own.ids, merged.ids[there])]
+    own = bundle.items
+    rows = _rows(merged.ids, own.index.ids[1:])
+    there = rows > 0
     mark = bytes.fromhex(bundle.manifest.fingerprint)
     return ItemsManifest(
         version=bundle.manifest.version,
@@ -143,8 +161,8 @@ def _manifest(bundle: Bundle, merged: Catalogue, draft: Path) -> ItemsManifest:
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         items=len(merged.ids),
         new=int((~there).sum()),
-        changed=int((before != merged.codes[1:][there]).any(axis=1).sum()),
-        removed=int((~_among(own.ids, merged.ids)).sum()),
+        changed=int((own.codes[rows] != merged.codes[1:])[there].any(axis=1).sum()),
+        removed=len(own.codes) - 1 - int(there.sum()),
         files=file_hashes(draft),
     )
 
@@ -156,7 +174,8 @@ def main(argv: Sequence[str]) -> int:
         prog="srp4ctr items",
         description="Reads a bundle, the revisions of its item table, and a Parquet table of items with the schema's id and "
         "attributes. Writes a revision below var/bundles/.items, and the pointer in Redis by which services and refresh "
-        "workers take it up within a second or two; copy the folder first where those run on other machines (--no-use).",
+        "workers take it up within a second or two; copy the folder first where those run on other machines (--no-use). "
+        "Removes revisions that are old.",
     )
     parser.add_argument("version", help="a version below var/bundles")
     parser.add_argument("table", type=Path, nargs="?", help="items that are new, and those that have changed")
@@ -172,9 +191,18 @@ def main(argv: Sequence[str]) -> int:
         help=f"use a revision that is there; {BUNDLE!r} is the version's own table",
     )
     parser.add_argument("--list", action="store_true", help="show the revisions that are there")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=KEPT,
+        metavar="N",
+        help="revisions that stay, beside the one in use; older ones are removed (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     if sum((arguments.table is not None, arguments.use is not None, arguments.list)) != 1:
         parser.error("give a table, or --use REVISION, or --list")
+    if arguments.keep < 0:
+        parser.error("--keep is a number of revisions, 0 or more")
     bundle = find_bundle(arguments.version, settings.bundles_dir)
     store = StateStore(connect(settings, local_redis.ensure(settings)), Keys(settings.namespace))
     used = store.items_revision(arguments.version)
@@ -183,14 +211,18 @@ def main(argv: Sequence[str]) -> int:
     elif arguments.use is not None:
         _use(store, bundle, arguments.use)
     else:
-        current = bundle.items if used is None else open_revision(bundle, used).items
-        made = revise(bundle, current, arguments.table, replace_all=arguments.replace).manifest
+        # A whole catalogue needs no other, which may be lost.
+        current = bundle if used is None or arguments.replace else open_revision(bundle, used)
+        made = revise(bundle, current.items, arguments.table, replace_all=arguments.replace).manifest
         print(
             f"revision {made.revision} of {made.version}: {made.items:,} items, of which {made.new:,} are new, {made.changed:,} "
             f"changed and {made.removed:,} removed since the export"
         )
         if not arguments.no_use:
-            _use(store, bundle, made.revision)
+            store.follow_items_revision(arguments.version, used, made.revision)
+            print(f"in use: {made.revision}")
+            for old in remove_old(bundle, made.revision, arguments.keep):
+                print(f"removed: {old}")
     return 0
 
 
@@ -198,7 +230,7 @@ def _use(store: StateStore, bundle: Bundle, revision: str) -> None:
     if revision != BUNDLE:
         known = [one.revision for one in revisions(bundle)]
         if revision not in known:
-            raise Srp4ctrError(f"there is no revision {revision!r}; there are: {', '.join(known) or 'none'}")
+            raise BundleError(f"there is no revision {revision!r}; there are: {', '.join(known) or 'none'}")
         open_revision(bundle, revision)
     store.set_items_revision(bundle.manifest.version, None if revision == BUNDLE else revision)
     print(f"in use: {revision}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime import local_redis
+from srp4ctr.runtime.bundle import drop_revisions
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr.runtime.state_store import StateStore
@@ -60,12 +61,13 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="srp4ctr versions",
         description="Reads what Redis and var/bundles have, and lists the versions. Writes nothing; with --prune it removes "
-        "states from Redis, and never a bundle.",
+        "states from Redis and revisions of item tables, and never a bundle.",
     )
     parser.add_argument(
         "--prune",
         action="store_true",
-        help="remove from Redis the states of versions that are neither active nor the one to roll back to",
+        help="remove from Redis the states of versions that are neither active nor the one to roll back to, and from the disk "
+        "the revisions of their item tables",
     )
     parser.add_argument(
         "--keep",
@@ -83,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
         spare = [one for one in listed if one.role == "published"][arguments.keep :]
         for one in [*spare, *(one for one in listed if one.role == "half published")]:
             print(f"removed {store.drop(one.name):,} states of {one.name}")
+            if dropped := drop_revisions(settings.bundles_dir, one.name):
+                print(f"removed {dropped:,} revisions of the item table of {one.name}")
         listed = versions(store, settings.bundles_dir)
     if not listed:
         print("there are no versions; make one with: srp4ctr export")

@@ -12,7 +12,7 @@ from srp4ctr import __version__
 from srp4ctr.contract.errors import BundleError, DependencyMissing, Srp4ctrError, StoreError
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.acted import ActedStreams
-from srp4ctr.runtime.bundle import Bundle
+from srp4ctr.runtime.bundle import Bundle, open_revision
 from srp4ctr.runtime.local_redis import LocalRedis, find_server
 from srp4ctr.runtime.redis_client import connect, shown, store_errors
 from srp4ctr.runtime.state_store import Active, StateStore
@@ -151,22 +151,38 @@ def _versions(settings: Settings, states: StateStore) -> list[Finding]:
         users = Finding("published users", "not declared for the active version", remedy, ok=False)
     else:
         users = Finding("published users", f"{published.users:,}")
-    return [Finding("active version", detail), users, _bundle(settings, active)]
+    return [Finding("active version", detail), users, *_bundle(settings, active, states)]
 
 
-def _bundle(settings: Settings, active: Active) -> Finding:
+def _bundle(settings: Settings, active: Active, states: StateStore) -> list[Finding]:
     folder = settings.bundles_dir / active.version
     try:
-        manifest = Bundle.open(folder).manifest
+        bundle = Bundle.open(folder)
     except BundleError as error:
         remedy = f"export it again or copy it to {folder}"
-        return Finding("bundle", str(error), remedy, ok=False)
+        return [Finding("bundle", str(error), remedy, ok=False)]
+    manifest = bundle.manifest
     if manifest.fingerprint != active.fingerprint:
         remedy = f"srp4ctr publish {active.version}, then: srp4ctr activate {active.version}"
-        return Finding(
-            "bundle", f"{folder} is of another model: {manifest.fingerprint[:12]}", remedy, ok=False
-        )
-    return Finding("bundle", f"{folder}: {len(manifest.files)} files verified, {manifest.items:,} items")
+        return [
+            Finding("bundle", f"{folder} is of another model: {manifest.fingerprint[:12]}", remedy, ok=False)
+        ]
+    detail = f"{folder}: {len(manifest.files)} files verified, {manifest.items:,} items"
+    return [Finding("bundle", detail), *_items(bundle, states)]
+
+
+def _items(bundle: Bundle, states: StateStore) -> list[Finding]:
+    """The revision of the item table, where one is in use; services go on with another table where it is not here."""
+    version = bundle.manifest.version
+    try:
+        revision = states.items_revision(version)
+        if revision is None:
+            return []
+        items = len(open_revision(bundle, revision).items.codes) - 1
+    except (BundleError, StoreError) as error:
+        remedy = f"copy it here, or choose another one: srp4ctr items {version} --list"
+        return [Finding("items", str(error), remedy, ok=False, needed=False)]
+    return [Finding("items", f"revision {revision}, {items:,} items")]
 
 
 def service(settings: Settings) -> Finding:

@@ -5,16 +5,12 @@ import contextlib
 import gc
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
-from functools import partial
+from collections.abc import AsyncIterator
 
 import structlog
 
 from srp4ctr.contract.errors import BundleError, NoActiveModel, Srp4ctrError, StoreError
-from srp4ctr.contract.manifest import ITEMS
 from srp4ctr.runtime.bundle import open_revision
-from srp4ctr.runtime.items import ItemTable
 from srp4ctr.runtime.state_store import Active, AsyncStateStore
 from srp4ctr_service.background import in_background
 from srp4ctr_service.model import ServedModel
@@ -26,7 +22,6 @@ log = structlog.get_logger()
 
 # A version becomes a path, so it must be the name of a folder and nothing else.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_REVISION = re.compile(r"[0-9a-f]{8}")
 MAX_RETRY_S = 30.0
 
 
@@ -64,10 +59,9 @@ class Versions:
 
     async def _look(self) -> None:
         """Load what is active now unless it is loaded; whatever fails leaves the current model in place."""
+        limit_s = self._settings.redis_read_timeout_ms / 1000
         try:
-            limit_s = self._settings.redis_read_timeout_ms / 1000
             active = await self._store.active(limit_s)
-            revision = None if active is None else await self._store.items_revision(active.version, limit_s)
         except StoreError as error:
             # The model in place goes on; without Redis nothing can have been activated.
             if self._model is None:
@@ -77,35 +71,50 @@ class Versions:
             if self._model is None:
                 self._say("no version has been activated; run: srp4ctr activate")
             return
-        wanted = (active, revision)
-        if wanted == self._refused and time.monotonic() < self._retry_at:
-            return
-        if self._model is None or not _is(self._model, active):
-            await self._load(wanted, partial(_open, self._settings, active))
-        if self._model is None or not _is(self._model, active):
-            return
-        if self._model.revision == revision:
+        model = self._model
+        there = model is not None and _is(model, active)
+        try:
+            revision = await self._store.items_revision(active.version, limit_s)
+        except StoreError as error:
+            if there:
+                self._say(f"which items {active.version} has is not known: {error}")
+                return
+            revision = None
+        if model is not None and there and model.revision == revision:
             self.trouble = None
-        else:
-            # Where it cannot be loaded, the table that is there stays.
-            await self._load(wanted, partial(_with_items, self._model, revision))
+            return
+        if (active, revision) == self._refused and time.monotonic() < self._retry_at:
+            return
+        await self._load(active, revision)
 
-    async def _load(self, wanted: tuple[Active, str | None], load: Callable[[], ServedModel]) -> None:
+    async def _load(self, active: Active, revision: str | None) -> None:
+        """Serve the version with that revision of its items, which both are there from the first answer on.
+
+        Where the revision cannot be had, the version's table that is there.
+        """
+        model, wanted = self._model, (active, revision)
         try:
             # Reading and hashing takes seconds; requests are answered meanwhile.
-            model = await asyncio.to_thread(load)
+            if model is None or not _is(model, active):
+                model = await asyncio.to_thread(_open, self._settings, active)
+            if model.revision != revision:
+                model = await asyncio.to_thread(_with_items, model, revision)
         except Srp4ctrError as error:
             self._say(str(error))
             self._retry_s = min(2 * self._retry_s or 1.0, MAX_RETRY_S) if wanted == self._refused else 1.0
             self._retry_at = time.monotonic() + self._retry_s
             self._refused = wanted
             self._telemetry.version_loads["failed"].inc()
-            return
+        else:
+            self._refused = None
+            self.trouble = None
+        if model is not None and model is not self._model:
+            self._serve(model)
+
+    def _serve(self, model: ServedModel) -> None:
         self._model = model
         # What is loaded now stays: the garbage collector need not look through it again and again.
         gc.freeze()
-        self._refused = None
-        self.trouble = None
         self._telemetry.serve_version(model.version)
         self._telemetry.version_loads["loaded"].inc()
         log.info(
@@ -129,12 +138,13 @@ def _is(model: ServedModel, active: Active) -> bool:
 
 def _with_items(model: ServedModel, revision: str | None) -> ServedModel:
     """The model with that revision of its item table; a table that is there stays as it is for whoever uses it."""
-    bundle = model.bundle
-    if revision is None:
-        return model.with_items(replace(bundle, items=ItemTable.load(bundle.folder / ITEMS)), None)
-    if not _REVISION.fullmatch(revision):
-        raise BundleError(f"{revision!r} is not the name of a revision of an item table")
-    return model.with_items(open_revision(bundle, revision), revision)
+    try:
+        return model.with_items(open_revision(model.bundle, revision), revision)
+    except Srp4ctrError:
+        raise
+    except Exception as error:
+        # As of a bundle: nothing must end the loop that would mend it.
+        raise BundleError(f"the items {revision or 'of the bundle'} cannot be loaded: {error}") from error
 
 
 def _open(settings: Settings, active: Active) -> ServedModel:

@@ -1,5 +1,6 @@
 """`srp4ctr items`: new items between two models, scored by the same graphs, taken up while requests go on."""
 
+import http.client
 import shutil
 import threading
 from types import SimpleNamespace
@@ -185,3 +186,161 @@ def test_known_items_keep_their_click_rates(shop):
     found = dict(zip(ids.tolist(), rates.tolist(), strict=True))
     assert found.pop(b"brand-new") == old_rates[0]
     assert found == dict(zip(old_ids.tolist(), old_rates.tolist(), strict=True))
+
+
+@pytest.fixture
+def corner(first, tmp_path, settings, store, activate, start, monkeypatch):
+    """A copy of `first`, whose scores a test can work out, active and served, and the commands that see it."""
+    shutil.copytree(first.bundle.folder, tmp_path / "bundles" / first.version)
+    for name, value in (
+        ("REDIS_URL", settings.redis_url),
+        ("NAMESPACE", settings.namespace),
+        ("VAR_DIR", tmp_path),
+    ):
+        monkeypatch.setenv(f"SRP4CTR_{name}", str(value))
+
+    def publish(*item_ids, version=first.version, options=()):
+        frame = pl.DataFrame({"item_id": item_ids, "genre": ["Drama"] * len(item_ids)})
+        frame.write_parquet(tmp_path / "table.parquet")
+        assert main(["items", version, str(tmp_path / "table.parquet"), *options]) == 0
+        return store.items_revision(version)
+
+    activate(first)
+    settings = settings.model_copy(
+        update={"var_dir": tmp_path, "record_dir": tmp_path / "records", "record_rate": 1.0}
+    )
+    api = start(settings)
+    return SimpleNamespace(
+        api=api,
+        store=store,
+        publish=publish,
+        bundles=tmp_path / "bundles",
+        records=tmp_path / "records",
+        revision=lambda: api.get("/model").json()["items_revision"],
+        model=lambda: api.get("/readyz").json()["dependencies"]["model"],
+    )
+
+
+def test_spoilt_pointers_are_survived(corner, redis_server, wait_until):
+    """Whatever stands in the pointer, the table that is there goes on, /readyz says so, and the next revision is followed."""
+    revision = corner.publish("new")
+    wait_until(lambda: corner.revision() == revision)
+    for spoil in (
+        lambda redis: redis.set("test:items:first", b"\xff"),
+        lambda redis: redis.hset("test:items:first", "a", "b"),
+    ):
+        with redis_server.client() as redis, redis.pipeline() as at_once:
+            at_once.delete("test:items:first")
+            spoil(at_once)
+            at_once.execute()
+        wait_until(lambda: corner.model()["status"] == "degraded")
+        assert corner.revision() == revision
+        with redis_server.client() as redis:
+            redis.delete("test:items:first")
+        wait_until(lambda: corner.revision() is None)
+        corner.store.set_items_revision("first", revision)
+        wait_until(lambda: corner.revision() == revision)
+
+
+def test_a_wrong_pointer_does_not_hold_up_a_version(corner, redis_server, second, activate, wait_until):
+    """A new version is taken up with its own table where nobody can say which revision it has."""
+    shutil.copytree(second.bundle.folder, corner.bundles / second.version)
+    with redis_server.client() as redis:
+        redis.hset("test:items:second", "a", "b")
+    activate(second)
+    wait_until(lambda: corner.api.get("/model").json()["version"] == "second")
+    assert corner.revision() is None
+
+
+def test_redis_away_leaves_the_table(corner, redis_server, wait_until):
+    """While Redis is gone, and when it is back, the revision is what it was."""
+    revision = corner.publish("new")
+    wait_until(lambda: corner.revision() == revision)
+    redis_server.kill()
+    answer = corner.api.post("/score", json={"user_id": "1", "item_ids": ["new"]}).json()
+    assert (answer["items_revision"], answer["unknown_items"]) == (revision, [])
+    redis_server.start()
+    wait_until(lambda: corner.api.get("/readyz").json()["dependencies"]["redis"]["status"] == "ok")
+    assert corner.revision() == revision
+
+
+def test_the_bundles_own_table_is_verified_again(corner, wait_until):
+    """Going back to a table that has been damaged since leaves the revision in place until it is mended."""
+    revision = corner.publish("new")
+    wait_until(lambda: corner.revision() == revision)
+    codes = corner.bundles / "first" / "items" / "codes.npy"
+    whole = codes.read_bytes()
+    codes.unlink()
+    corner.store.set_items_revision("first", None)
+    wait_until(lambda: "codes.npy is missing" in corner.model()["detail"])
+    assert corner.revision() == revision
+    codes.write_bytes(whole)
+    wait_until(lambda: corner.revision() is None)
+    wait_until(lambda: corner.model()["status"] == "ok")
+
+
+def test_a_renamed_revision_is_not_taken_up(corner, wait_until):
+    """A revision in the folder of another is refused: answers would name what they are not scored by."""
+    revision = corner.publish("new", options=["--no-use"])
+    assert revision is None
+    (folder,) = (corner.bundles / ".items" / "first").iterdir()
+    folder.rename(folder.with_name("0" * 8))
+    corner.store.set_items_revision("first", "0" * 8)
+    wait_until(lambda: f"holds {folder.name} of first" in corner.model()["detail"])
+    assert corner.revision() is None
+
+
+def test_a_version_comes_with_its_items(corner, second, activate, wait_until):
+    """From the first answer of a version on, its items are those of its own revision; and so when it is left again."""
+    shutil.copytree(second.bundle.folder, corner.bundles / second.version)
+    revisions = {
+        "first": corner.publish("new", "1"),
+        "second": corner.publish("new", "2", "3", version=second.version),
+    }
+    wait_until(lambda: corner.revision() == revisions["first"])
+    stop, seen = threading.Event(), set()
+
+    def ask():
+        while not stop.is_set():
+            answer = corner.api.post("/score", json={"user_id": "1", "item_ids": ["new"]}).json()
+            seen.add((answer["model_version"], answer["items_revision"], tuple(answer["unknown_items"])))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for known in (second, None, second):
+            activate(known) if known else corner.store.roll_back()
+            version = known.version if known else "first"
+            wait_until(lambda version=version: any(one[0] == version for one in seen))
+            wait_until(lambda version=version: corner.api.get("/model").json()["version"] == version)
+    finally:
+        stop.set()
+        thread.join(30)
+    assert seen == {(version, revision, ()) for version, revision in revisions.items()}
+
+
+def test_replay_knows_which_items_were_served(corner, wait_until, capsys):
+    """Records of a revision are replayed by that revision, and nothing differs."""
+    revision = corner.publish("new")
+    for used in (revision, None):
+        corner.store.set_items_revision("first", used)
+        wait_until(lambda used=used: corner.revision() == used)
+        assert (
+            corner.api.post("/score", json={"user_id": "1", "item_ids": ["1", "new"]}).status_code
+            == http.client.OK
+        )
+    wait_until(lambda: sum(len(file.read_bytes().splitlines()) for file in corner.records.iterdir()) == 2)
+    assert main(["replay", str(corner.records), "--no-torch"]) == 0
+    assert "2 records" in capsys.readouterr().out
+
+
+def test_doctor_looks_at_the_items(corner, capsys):
+    """`srp4ctr doctor` names the revision in use, and says what to do where it is not here; serving goes on."""
+    revision = corner.publish("new")
+    assert main(["doctor"]) == 0
+    assert f"revision {revision}, 41 items" in capsys.readouterr().out
+    shutil.rmtree(corner.bundles / ".items")
+    assert main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert "srp4ctr items first --list" in told
+    assert "ready to serve" in told

@@ -12,6 +12,7 @@ from srp4ctr.contract.state import StateLayout
 FORMAT_VERSION: Literal[3] = 3
 MANIFEST = "manifest.json"
 REVISION = "revision.json"
+REVISION_NAME = r"^[0-9a-f]{8}$"
 ENCODER = "encoder.onnx"
 SCORER = "scorer.onnx"
 ITEM = "item.onnx"
@@ -86,7 +87,7 @@ class ItemsManifest(Strict):
     format_version: Literal[1] = 1
     version: str = Field(description="of the bundle")
     fingerprint: str = Field(description="of the model whose item graph made the vectors")
-    revision: str = Field(pattern=r"^[0-9a-f]{8}$", description="of the table's content")
+    revision: str = Field(pattern=REVISION_NAME, description="of the table's content")
     created_at: str
     items: int = Field(ge=0, description="rows of the table, the unknown item's not counted")
     new: int = Field(ge=0, description="items that the bundle's own table lacks")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from srp4ctr.contract.manifest import (
     ITEMS,
     MANIFEST,
     REVISION,
+    REVISION_NAME,
     SCORER,
     ItemsManifest,
     Manifest,
@@ -131,6 +133,8 @@ def seal_revision(draft: Path, bundle: Bundle, manifest: ItemsManifest) -> Bundl
     (draft / REVISION).write_text(manifest.model_dump_json(indent=1))
     final = revision_folder(bundle.folder.parent, manifest.version, manifest.revision)
     final.parent.mkdir(parents=True, exist_ok=True)
+    for folder in final.parent.parents[:2]:
+        _sync(folder)
     return _seal(draft, final, lambda folder: open_revision(bundle, folder.name))
 
 
@@ -139,15 +143,27 @@ def revision_folder(bundles: Path, version: str, revision: str) -> Path:
     return bundles / REVISIONS / version / revision
 
 
-def open_revision(bundle: Bundle, revision: str) -> Bundle:
-    """The bundle with that revision of its item table, after comparing every file; raises BundleError."""
-    folder = revision_folder(bundle.folder.parent, bundle.manifest.version, revision)
+def open_revision(bundle: Bundle, revision: str | None) -> Bundle:
+    """The bundle with that revision of its item table, None for its own, after comparing every file; raises BundleError."""
+    # It becomes a path.
+    if revision is not None and not re.fullmatch(REVISION_NAME, revision):
+        raise BundleError(f"{revision!r} is not the name of a revision of an item table")
+    own = bundle.manifest
+    folder = (
+        bundle.folder if revision is None else revision_folder(bundle.folder.parent, own.version, revision)
+    )
     remedy = "publish it again: srp4ctr items"
     try:
-        manifest = ItemsManifest.model_validate_json((folder / REVISION).read_bytes())
-        if manifest.fingerprint != bundle.manifest.fingerprint:
-            raise BundleError(f"{folder} is of another model, {manifest.fingerprint[:12]}; {remedy}")
-        _verify(folder, manifest.files, remedy)
+        if revision is None:
+            files = {name: sha256 for name, sha256 in own.files.items() if name.startswith(f"{ITEMS}/")}
+            _verify(folder, files, "export the bundle again")
+        else:
+            manifest = ItemsManifest.model_validate_json((folder / REVISION).read_bytes())
+            if manifest.fingerprint != own.fingerprint:
+                raise BundleError(f"{folder} is of another model, {manifest.fingerprint[:12]}; {remedy}")
+            if (manifest.version, manifest.revision) != (own.version, revision):
+                raise BundleError(f"{folder} holds {manifest.revision} of {manifest.version}; {remedy}")
+            _verify(folder, manifest.files, remedy)
         return replace(bundle, items=ItemTable.load(folder / ITEMS))
     except FileNotFoundError:
         raise BundleError(f"{folder} has no revision of the item table; copy it there, or {remedy}") from None
@@ -155,6 +171,16 @@ def open_revision(bundle: Bundle, revision: str) -> Bundle:
         raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
     except ValidationError as error:
         raise BundleError(f"{folder / REVISION} is damaged: {error}; {remedy}") from error
+
+
+def drop_revisions(bundles: Path, version: str) -> int:
+    """Remove all revisions of that version's item table; gives how many there were."""
+    folder = revision_folder(bundles, version, "").resolve()
+    if folder.parent != (bundles / REVISIONS).resolve() or not folder.is_dir():
+        return 0
+    number = sum(1 for _ in folder.glob(f"*/{REVISION}"))
+    shutil.rmtree(folder)
+    return number
 
 
 def _seal(draft: Path, final: Path, opened: Callable[[Path], T]) -> T:

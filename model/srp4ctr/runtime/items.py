@@ -1,7 +1,7 @@
 """The catalogue as the jobs prepare it, and the item table that a bundle makes of it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +13,8 @@ from srp4ctr.contract.id_index import IdIndex, Rows
 from srp4ctr.contract.vocabulary import Codes, Texts
 
 Vectors = NDArray[np.float32]
+
+ITEMS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,15 @@ class ItemTable:
         """Memory-map what `save` wrote."""
         ids, slots, codes, prior, vectors = _mapped(folder, "ids", "slots", "codes", "prior", "vectors")
         return cls(IdIndex(ids, slots), codes, prior, vectors)
+
+
+def vectors_of(codes: Codes, graph: Callable[[Codes], Vectors], width: int) -> Vectors:
+    """Vectors [N, V = width] of item codes [N, W] by the item graph, in bounded memory."""
+    vectors = np.empty((len(codes), width), np.float32)
+    for at in range(0, len(codes), ITEMS_AT_ONCE):
+        some = np.ascontiguousarray(codes[at : at + ITEMS_AT_ONCE], np.int32)
+        vectors[at : at + ITEMS_AT_ONCE] = graph(some)
+    return vectors
 
 
 def _mapped(folder: Path, *names: str) -> list[NDArray[Any]]:

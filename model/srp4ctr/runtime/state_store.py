@@ -44,6 +44,13 @@ redis.call('HSET', KEYS[1], 'version', ARGV[2], 'fingerprint', ARGV[3],
 return 1
 """
 
+# Made of the revision that services had then: where they have another one now, its items would be lost.
+_FOLLOW_ITEMS = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+
 TICKS = 25
 """In so many steps the limit of an asynchronous read passes."""
 SCAN = 1000
@@ -203,7 +210,16 @@ class StateStore:
         """The revision of the version's item table that services take; None for the bundle's own."""
         with store_errors():
             found: Any = self._client.get(self._keys.items(version))
-        return None if found is None else found.decode()
+        return _name(found)
+
+    def follow_items_revision(self, version: str, before: str | None, revision: str) -> None:
+        """Have services take that revision if they take `before` until now, None for the bundle's own; else raises StoreError."""
+        with store_errors():
+            followed = self._client.eval(_FOLLOW_ITEMS, 1, self._keys.items(version), before or "", revision)
+        if not followed:
+            raise StoreError(
+                f"somebody else published items of {version} meanwhile; look at --list, and publish yours again"
+            )
 
     def announce(self, version: str | None) -> None:
         """Have the version refreshed like the active one, because it is about to be active; None: none is any more."""
@@ -294,7 +310,7 @@ class AsyncStateStore:
         """The revision of the version's item table to take; None for the bundle's own."""
         with store_errors():
             found: Any = await within(limit_s, self._client.get(self._keys.items(version)))
-        return None if found is None else found.decode()
+        return _name(found)
 
     async def ping(self, limit_s: float) -> None:
         """Return when Redis answers."""
@@ -331,6 +347,11 @@ def _active(found: dict[Any, Any]) -> Active | None:
         return Active(fields["version"], fields["fingerprint"], previous, int(fields["activated_at_ms"]))
     except (KeyError, ValueError) as error:
         raise StoreError(f"Redis holds no usable active version: {error!r}; run: srp4ctr activate") from error
+
+
+def _name(found: bytes | None) -> str | None:
+    # What is no text is no name either, and is refused as such.
+    return None if found is None else found.decode(errors="replace")
 
 
 def _texts(found: dict[Any, Any]) -> dict[str, str]:
