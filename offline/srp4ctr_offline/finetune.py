@@ -141,7 +141,11 @@ def _loss(
     if teacher is not None:
         with torch.no_grad():
             logit_GR = teacher(events, behaviours, users_GW, candidates_GRW, contexts_GRW)
-            target = torch.lerp(target, teacher.calibrate(logit_GR)[here].float(), options.teacher_weight)
+            taught = teacher.calibrate(logit_GR)[here].float()
+            if options.negative_rate < 1:
+                # Its odds are those of all rows; among fewer negatives they are higher, as the labels' are.
+                taught = taught / (taught + options.negative_rate * (1 - taught))
+            target = torch.lerp(target, taught, options.teacher_weight)
     rate, item_id = options.unknown_rate, slice(0, 1)
     logit_GR = model(
         drop_to_unknown(events, rate, item_id),

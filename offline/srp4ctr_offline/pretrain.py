@@ -50,7 +50,11 @@ def new_objective(config: RunConfig, prepared: Prepared) -> PretrainObjective:
 
 
 def pretrain(config: RunConfig, prepared: Prepared) -> Pretrained:
-    """Train a new model on the training events."""
+    """Train a new model on the training events.
+
+    Where candidates had no part in it, they end with the trained encoder's keys and values to read with (the paper's
+    uni cross-attention, claim 4).
+    """
     if not prepared.users.train_events.any():
         raise DataError(
             "there are no training events to pre-train on; run srp4ctr finetune CONFIG --from-scratch"
@@ -82,6 +86,9 @@ def pretrain(config: RunConfig, prepared: Prepared) -> Pretrained:
             means = {name: float(np.mean(values)) for name, values in seen.items()}
             history.append({"epoch": epoch + 1, **means, "padding_share": 1 - float(lengths.sum()) / slots})
             trainer.show({"loss": means["total"]})
+    if not options.masking.candidate_weight:
+        # What reads the state has learnt nothing, and began with the keys and values of a random encoder.
+        model.copy_keys_and_values()
     return Pretrained(model.eval().cpu(), objective.eval().cpu(), history)
 
 

@@ -128,7 +128,7 @@ def test_the_newest_item_is_hidden(make_batch, recover, attributes, held_out_rat
     assert newest.sum() == (shown.any(1)).sum() > 3
     hidden = outcome.hidden_items()
     assert torch.equal(hidden[..., 0], newest)
-    assert torch.equal(hidden[..., 1:], (newest & attributes)[..., None].expand_as(hidden[..., 1:]))
+    assert torch.equal(hidden[..., 1:], newest[..., None].expand_as(hidden[..., 1:]))
     assert torch.equal(outcome.asked["item.id"][1], batch.items[newest][:, :1])
     assert not recover(batch, **options).hidden_items().any()
 
@@ -143,7 +143,7 @@ def test_newest_items_are_hidden_at_their_rate(make_batch, recover) -> None:
 
 
 def test_ids_alone(make_batch, recover) -> None:
-    """Without attributes a hidden item loses its id only, and nothing but ids and the candidates' outcomes is asked."""
+    """Without attributes a hidden item is hidden whole, and its id alone is asked beside the candidates' outcomes."""
     batch = make_batch([*LENGTHS, 40])
     outcome = recover(batch, attributes=False, item_rate=0.4, unknown_rate=0.0)
     asked = {"item.id", "candidate.event_type", "candidate.dwell", "candidate.label"}
@@ -151,8 +151,8 @@ def test_ids_alone(make_batch, recover) -> None:
     assert all(loss > 0 for loss in outcome.losses.values())
     hidden = outcome.hidden_items()
     assert hidden[..., 0].any()
-    assert not hidden[..., 1:].any()
-    assert torch.equal(outcome.given["items"][..., 1:], batch.items[..., 1:])
+    assert torch.equal(hidden, hidden[..., :1].expand_as(hidden))
+    assert torch.equal(outcome.given["items"][~hidden[..., 0]], batch.items[~hidden[..., 0]])
     assert outcome.losses["total"].item() == pytest.approx(
         sum(outcome.losses[name].item() for name in asked), rel=1e-5
     )

@@ -11,6 +11,7 @@ from srp4ctr_offline.checkpoint import load_model, new_model
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.finetune import finetune
 from srp4ctr_offline.predict import predict
+from srp4ctr_offline.pretrain import pretrain
 
 
 def changed(config: RunConfig, **finetuning) -> RunConfig:
@@ -82,6 +83,46 @@ def test_a_student_comes_close_to_its_teacher(tiny) -> None:
         finetune(config, tiny.prepared, student, teacher)
         gaps[weight] = float(np.abs(predict(student, tiny.prepared, rows) - wanted).mean())
     assert gaps[1.0] < 0.8 * gaps[0.0]
+
+
+def test_a_teacher_and_fewer_negatives_agree(tiny) -> None:
+    """A student of a tenth of the negatives learns the teacher's odds among those, and ends at the click rate."""
+    teacher = load_model(tiny.run / "finetune", "finetune", tiny.config, tiny.prepared)
+    config = changed(tiny.config, teacher_weight=1.0, negative_rate=0.1, epochs=3, learning_rate=0.01)
+    history = finetune(config, tiny.prepared, fresh(tiny), teacher)
+    rows = tiny.prepared.rows.of("valid")
+    rate = float(tiny.prepared.rows.label[rows].mean())
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    # Of the teacher's odds among all rows the corrected logits would be too low by log 10.
+    assert min(epoch["valid"] for epoch in history[1:]) < entropy + 0.03
+
+
+@pytest.mark.parametrize("candidate_weight", [0.0, 1.0])
+def test_candidates_begin_with_the_trained_encoders_keys(tiny, candidate_weight) -> None:
+    """What pre-training has not taught to read reads with the trained encoder's keys and values, untied; what it has
+    keeps its own.
+    """
+    masking = tiny.config.pretrain.masking.model_copy(update={"candidate_weight": candidate_weight})
+    options = tiny.config.pretrain.model_copy(update={"epochs": 1, "masking": masking})
+    model = pretrain(tiny.config.model_copy(update={"pretrain": options}), tiny.prepared).model
+    mine, encoders = model.cross[0].attention, model.encoder.blocks[0].attention
+    for name in ("key", "value"):
+        ours, theirs = getattr(mine, name).weight, getattr(encoders, name).weight
+        assert torch.equal(ours, theirs) == (candidate_weight == 0)
+        assert ours is not theirs
+
+
+def test_bfloat16_trains_both_jobs(tiny) -> None:
+    """With bfloat16 products pre-training lowers its loss, and both jobs end with finite float32 weights."""
+    options = tiny.config.pretrain.model_copy(update={"epochs": 2})
+    config = tiny.config.model_copy(update={"precision": "bfloat16", "pretrain": options})
+    model, _, losses = pretrain(config, tiny.prepared)
+    assert losses[1]["total"] < losses[0]["total"]
+    history = finetune(changed(config, epochs=1), tiny.prepared, model)
+    assert np.isfinite(history[-1]["train"])
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == torch.float32, name
+        assert weight.isfinite().all(), name
 
 
 def test_a_teacher_must_be_a_run(tiny, tmp_path, capsys) -> None:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from srp4ctr_offline.study.flops import graph_flops, per_candidate
+from srp4ctr_offline.study.flops import graph_flops
 
 FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -59,7 +59,6 @@ def test_a_layer(tmp_path) -> None:
         "Sigmoid": 4,
     }
     assert found.total == sum(found.by_operator.values())
-    assert per_candidate(path, 3, {"B": 2}) == found.total / 6
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
@@ -144,7 +143,6 @@ def test_a_candidate_costs_the_same_whichever_it_is(tiny) -> None:
     scorer = tiny.bundle.scorer_path
     two, three, four = (graph_flops(scorer, {"K": 1, "C": count}).total for count in (2, 3, 4))
     assert four - three == three - two > 0
-    assert per_candidate(scorer, 4, {"K": 1}) == four / 4
     assert three - two < four / 4 < three / 3
 
 

@@ -14,15 +14,22 @@ from srp4ctr.contract.errors import ConfigError
 from srp4ctr_offline.floors import FLOORS
 from srp4ctr_offline.metrics import METRICS, evaluate_rows
 from srp4ctr_offline.prepared import TEST
+from srp4ctr_offline.study.aims import next_item_aims, rows_aims
 from srp4ctr_offline.study.compare import Compared, spread
+from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.cost import cost_of
-from srp4ctr_offline.study.markdown import number, percent, seeds_text, table
+from srp4ctr_offline.study.equal_cpu import averaged_rival
+from srp4ctr_offline.study.markdown import best_epochs, number, padding_text, percent, seeds_text, table
+from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.page import render_page
 from srp4ctr_offline.study.plan import load_plan
+from srp4ctr_offline.study.production import conditions_section, lift_kept, tail_sentence
 from srp4ctr_offline.study.results import Results
 from srp4ctr_offline.study.run import main
-from srp4ctr_offline.study.serving import per_candidate
-from srp4ctr_offline.study.slices import ITEM_BOUNDS, item_bounds, make_slices
+from srp4ctr_offline.study.sections import ABLATED, ABLATED_OF, ABLATIONS
+from srp4ctr_offline.study.serving import FRONTIER, frontier_points, per_candidate
+from srp4ctr_offline.study.slices import ITEM_BOUNDS, Slice, item_bounds, make_slices, tail_bounds
+from srp4ctr_offline.study.summary import summary_section
 
 PLAN = """
 [protocols.tiny-ml-1m]
@@ -51,6 +58,8 @@ measure = "next_item"
 seeds = 2
 models = {{ tokens = {{}} }}
 """
+
+REPOSITORY = Path(__file__).parents[2]
 
 FIELDS = ["protocol", "model", "seed", *METRICS, "hr10", "ndcg10", "cpu_minutes", "state_bytes"]
 
@@ -145,7 +154,9 @@ def test_the_report_has_its_sections(study) -> None:
     """Markdown and HTML say the same; the HTML needs nothing beside it, and nothing is said to be missing."""
     text, page = ((study.report / f"quality.{kind}").read_text() for kind in ("md", "html"))
     for heading in (
+        "In five sentences",
         "Aims",
+        "Set-up",
         "Models",
         "At equal CPU",
         "Stored and stale states",
@@ -160,7 +171,7 @@ def test_the_report_has_its_sections(study) -> None:
     assert all((study.report / picture).stat().st_size > 1000 for picture in pictures)
     assert page.count("data:image/png;base64,") == len(pictures)
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert "by few seeds" in text
+    assert "CPU minutes" in text
     assert "published" in text
 
 
@@ -362,3 +373,149 @@ def test_a_page_runs_no_markup_of_its_text(tmp_path) -> None:
     assert "<script>" not in page
     assert '<div class="wide"><table>' in page
     assert "<title>t&lt;</title>" in page
+
+
+def test_the_study_plans_what_the_report_explains(monkeypatch) -> None:
+    """Each ablation and each state of the frontier is in configs/study.toml, and ablations are trained as their whole is."""
+    monkeypatch.chdir(REPOSITORY)
+    models = load_plan(Path("configs/study.toml")).protocols["ml-1m"].models
+    assert {*ABLATIONS, *FRONTIER, ABLATED, *ABLATED_OF.values()} <= set(models)
+    parts = {name for name in models if name.startswith(("no-", "mean-", "encoder-", "ids-"))}
+    assert parts == set(ABLATIONS)
+    for name in parts:
+        assert models[name].seeds == 1
+        if models[name].pretrained:
+            whole = models[ABLATED_OF.get(name, ABLATED)]
+            assert models[name].set.items() >= whole.set.items()
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """A protocol of made-up predictions and CPU minutes, planned as the study's ml-100k is."""
+    monkeypatch.chdir(REPOSITORY)
+    planned = [cell for cell in load_plan(Path("configs/study.toml")).cells() if cell.protocol == "ml-100k"]
+    cells = {cell.model: {1: cell} for cell in planned if cell.seed == 1}
+
+    def make(minutes: dict[str, float], **predictions: dict[int, np.ndarray]) -> Measured:
+        here = compared(**predictions)
+        records = {
+            name: {
+                seed: {"test": here.figures[name][seed], "cpu_minutes": {"all": minutes.get(name, 1.0)}}
+                for seed in seeds
+            }
+            for name, seeds in predictions.items()
+        }
+        return Measured("ml-100k", "rows", "tokens", cells, records, compared=here)
+
+    return make
+
+
+RIGHT, WRONG = np.tile([0.2, 0.8], 200), np.tile([0.8, 0.2], 200)
+SEEDS = (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "alone", "averaged"),
+    [
+        (40.0, "met", None),
+        (13.0, "open: din had too few CPU minutes", "met"),
+        (5.0, "open: din had too few CPU minutes", "open: din had too few CPU minutes"),
+    ],
+)
+def test_nothing_is_won_from_a_rival_of_less_cpu(made_up, minutes, alone, averaged) -> None:
+    """An aim over DIN is met where DIN, or as many of it as are averaged, had about the same CPU minutes."""
+    taken = {"tokens": 40.0, "din": minutes}
+    won = made_up(taken, tokens=dict.fromkeys(SEEDS, RIGHT), din=dict.fromkeys(SEEDS, WRONG))
+    verdicts = [word for aim, _, word in rows_aims(won, {}) if "above din" in aim]
+    assert verdicts == [alone, *([averaged] if averaged else [])]
+    several = averaged_rival(won)
+    assert (several is None) == (averaged is None)
+    if several is not None:
+        assert several.seeds == SEEDS
+        assert several.ratio == pytest.approx(3 * minutes / 40)
+        assert several.paired["auc"]["difference"] == 1
+    lost = made_up(taken, tokens=dict.fromkeys(SEEDS, WRONG), din=dict.fromkeys(SEEDS, RIGHT))
+    assert {word for aim, _, word in rows_aims(lost, {}) if "above din" in aim} == {"**missed**"}
+
+
+def test_aims_on_states_and_calibration(made_up) -> None:
+    """States may cost so much, cold items must keep so much; what is not measured is neither met nor missed."""
+    here = made_up({}, tokens=dict.fromkeys(SEEDS, RIGHT), sequence=dict.fromkeys(SEEDS, RIGHT))
+    usual = here.compared.quality("tokens", (1,))
+    half = np.where(np.arange(400) < 200, RIGHT, WRONG)
+    worse = evaluate_rows(here.compared.label, here.compared.user, half)
+    same, lost = usual.difference(usual), worse.difference(usual)
+    conditions = {"tokens": {"state_float16": (same, usual), "state_int8": (lost, worse)}}
+    words = {aim: word for aim, _, word in rows_aims(here, conditions)}
+    assert words["float16 states of tokens cost at most .0001 AUC"] == "met"
+    assert words["int8 states of tokens cost at most .0005 AUC"] == "**missed**"
+    assert words["AUC of tokens at most .003 below sequence"] == "met"
+    assert words["ECE of tokens at most .01, mean of single seeds"] == "**missed**"
+    (cold,) = (word for aim, word in words.items() if "attributes alone" in aim)
+    assert cold == "not measured"
+    assert words[
+        "AUC of tokens at least .006 above din given its CPU minutes, the paired interval above 0"
+    ] == ("not measured")
+    # Item popularity is at .5, the model at 1, the condition halfway.
+    assert lift_kept(here, "tokens", worse) == pytest.approx((worse.value[0] - 0.5) / 0.5)
+    text = "\n".join(conditions_section(here, conditions))
+    unseen = [name for name in CONDITIONS if name not in conditions["tokens"]]
+    assert f"Planned and not measured of `tokens`: {', '.join(unseen)}." in text
+
+
+@pytest.mark.parametrize(("hits", "gains", "word"), [(0.56, 0.38, "met"), (0.56, 0.37, "**missed**")])
+def test_the_aim_on_next_items_needs_both_figures(hits, gains, word) -> None:
+    """Above S3-Rec's hit rate alone is missed; another protocol has no such aim."""
+    records = {"encoder": {seed: {"test": {"hr10": hits, "ndcg10": gains}} for seed in (1, 2)}}
+    for protocol, expected in (("beauty-next-item", [word]), ("others-next-item", [])):
+        measured = Measured(protocol, "next_item", "tokens", {}, records)
+        assert [verdict for _, _, verdict in next_item_aims(measured)] == expected
+    assert next_item_aims(Measured("beauty", "next_item", "tokens", {}, {}))[0][2] == "not measured"
+
+
+def test_rare_items_are_said_to_gain_only_where_intervals_lie_apart() -> None:
+    """Of the rarer half and the most common slice; overlapping intervals tell nothing apart."""
+    assert tail_bounds(np.array([0, 3, 2000])) == ((1, 99), (1000, None))
+    assert tail_bounds(np.array([0, 0])) == ()
+
+    def gains(*intervals: tuple[float | None, float | None]) -> list[str]:
+        slices = [
+            Slice(name, 9, 9, {}, {"difference": 0.1, "interval_95": list(interval)})
+            for name, interval in zip(("1-99", "1000+"), intervals, strict=False)
+        ]
+        return tail_sentence(slices)
+
+    assert "gain more than" in gains((0.02, 0.03), (0.0, 0.01))[0]
+    assert "gain less than" in gains((-0.01, 0.0), (0.01, 0.02))[0]
+    assert "not told apart" in gains((-0.01, 0.03), (0.005, 0.01))[0]
+    assert gains((0.02, 0.03)) == []
+    assert gains((None, None), (0.0, 0.01)) == []
+
+
+def test_the_frontier_has_each_state_that_is_measured(made_up) -> None:
+    """Bytes, CPU and the seeds' mean AUC of models with a record, in the order of the report."""
+    half = np.where(np.arange(400) < 200, RIGHT, WRONG)
+    here = made_up({}, sequence={1: RIGHT}, tokens={1: RIGHT, 2: half})
+    for name, size in (("tokens", 2304), ("sequence", 14217)):
+        here.records[name][1]["state_bytes"] = size
+    cost = {"models": {name: {"cpu_ms": {"100": 0.5, "500": 2.0, "encoder": 1.0}} for name in here.records}}
+    first, second = frontier_points(here, cost)
+    assert (first.name, first.state_bytes, first.cpu_ms) == ("tokens", 2304, {"100": 0.5, "500": 2.0})
+    figures = here.compared.figures["tokens"]
+    assert first.auc == pytest.approx((figures[1]["auc"] + figures[2]["auc"]) / 2)
+    assert (second.name, second.deviation) == ("sequence", None)
+    text = summary_section(here, cost)[1]
+    assert "2,304 bytes a user against 14,217" in text
+    assert "what it saves is bytes." in text
+    assert "Not measured: `tokens` against `din`." in text
+    assert len(text.splitlines()) == 5
+
+
+def test_epochs_and_padding_of_records() -> None:
+    """The best epoch is of those allowed, where training ended early, too; padding is of the last epoch."""
+    losses = [{"epoch": epoch, "valid": loss} for epoch, loss in enumerate((0.7, 0.5, 0.4, 0.45, 0.5))]
+    record = {"history": {"finetune": losses}, "epochs": 12}
+    assert best_epochs([record, record]) == "2.0 of 12"
+    assert padding_text([record]) == "-"
+    seen = [{"epoch": 1, "padding_share": 0.5}, {"epoch": 2, "padding_share": 0.021}]
+    assert padding_text([{"history": {"pretrain": seen}}]) == "2.1 %"

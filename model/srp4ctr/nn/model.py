@@ -4,6 +4,7 @@
 A candidate attends to the state and never to another candidate, and the state never depends on a candidate.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from srp4ctr.contract.state import ArraySpec, StateLayout, code_dtype
 from srp4ctr.contract.transforms import Fields
 from srp4ctr.contract.vocabulary import PADDING
-from srp4ctr.nn.attention import Block
+from srp4ctr.nn.attention import Attention, Block
 from srp4ctr.nn.ctr import Count, CtrModel, Sizes, tower
 from srp4ctr.nn.embedding import FieldEmbeddings
 from srp4ctr.nn.encoder import Encoded, HistoryEncoder
@@ -87,16 +88,27 @@ class Srp4Ctr(CtrModel):
         self.cross = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.cross_layers))
         self.norm_cross = nn.LayerNorm(width)
         self.tower = tower(config, 5 * width)
+        if config.state == "sequence":
+            # A candidate reads a layer through that layer's own keys and values (claim 4).
+            for mine, encoders in self._layer_pairs():
+                mine.key, mine.value = encoders.key, encoders.value
+        else:
+            self.copy_keys_and_values()
+
+    def copy_keys_and_values(self) -> None:
+        """Let candidates read with the keys and values that the encoder has now; untied from then on.
+
+        In a `sequence` model they are the encoder's own, and this changes nothing.
+        """
+        for mine, encoders in self._layer_pairs():
+            mine.key.load_state_dict(encoders.key.state_dict())
+            mine.value.load_state_dict(encoders.value.state_dict())
+
+    def _layer_pairs(self) -> Iterator[tuple[Attention, Attention]]:
         for mine, encoders in zip(self.cross, self.encoder.blocks, strict=False):
             assert isinstance(mine, Block)
             assert isinstance(encoders, Block)
-            if config.state == "sequence":
-                # A candidate reads a layer through that layer's own keys and values (claim 4).
-                mine.attention.key, mine.attention.value = encoders.attention.key, encoders.attention.value
-            else:
-                # It reads the tokens with the keys and values that the encoder began with; untied from then on.
-                mine.attention.key.load_state_dict(encoders.attention.key.state_dict())
-                mine.attention.value.load_state_dict(encoders.attention.value.state_dict())
+            yield mine.attention, encoders.attention
 
     @property
     def state_layout(self) -> StateLayout:

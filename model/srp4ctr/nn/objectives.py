@@ -26,7 +26,8 @@ class MaskingConfig(Strict):
     """How much is hidden, and what recovering it weighs; `[pretrain.masking]` of a run's TOML file."""
 
     attributes: bool = Option(
-        default=True, description="hide and recover side information, too; false: item ids alone"
+        default=True,
+        description="recover side information, too; false: item ids alone, of all that is hidden",
     )
     item_target: Literal["id", "item"] = Option(
         default="id",
@@ -117,22 +118,9 @@ class PretrainObjective(nn.Module):
 
         encoded = model.encode_history(masked_items_ULW, masked_behaviours_ULW)
         h_ULD = encoded.output_USD[:, :-1]
-        losses: dict[str, Tensor] = {}
-        hidden_UL = hidden_ULF[..., 0]
-        losses["item.id"] = self.item_head(
-            h_ULD[hidden_UL], items_ULW[hidden_UL][:, 0], lambda values_K: self.item_vectors(model, values_K)
-        )
+        losses = self._item_losses(model, h_ULD, items_ULW, hidden_ULF)
         if masking.attributes:
-            for index, head in enumerate(self.attribute_heads, start=1):
-                field, hidden_UL = fields.item[index], hidden_ULF[..., index]
-                codes_MV = items_ULW[hidden_UL][:, field.start : field.start + field.width]
-                losses[f"item.{field.name}"] = head(h_ULD[hidden_UL], codes_MV, model.items.values(index))
-
-            drawn_h_MD = _take(h_ULD, place_UK)[drawn_UK]
-            drawn_codes_MW = _take(behaviours_ULW, place_UK)[drawn_UK]
-            for field, head in zip(fields.behaviour, self.behaviour_heads, strict=True):
-                losses[f"behaviour.{field.name}"] = head(drawn_h_MD, drawn_codes_MW[:, field.start, None])
-
+            losses |= self._behaviour_losses(fields, h_ULD, behaviours_ULW, place_UK, drawn_UK)
         if fields.behaviour or (labels_UL >= 0).any():
             if masking.held_out_rate:
                 place_UK, drawn_UK = candidate_place_UK, candidate_UK
@@ -149,6 +137,35 @@ class PretrainObjective(nn.Module):
             [weights[name.split(".")[0]] * loss for name, loss in losses.items()]
         ).sum()
         return losses
+
+    def _item_losses(
+        self, model: Srp4Ctr, h_ULD: Tensor, items_ULW: Tensor, hidden_ULF: Tensor
+    ) -> dict[str, Tensor]:
+        """Hidden ids, and hidden attributes where those are asked for, by the encoder's output."""
+        hidden_UL = hidden_ULF[..., 0]
+        losses = {
+            "item.id": self.item_head(
+                h_ULD[hidden_UL],
+                items_ULW[hidden_UL][:, 0],
+                lambda values_K: self.item_vectors(model, values_K),
+            )
+        }
+        if self.masking.attributes:
+            for index, head in enumerate(self.attribute_heads, start=1):
+                field, hidden_UL = model.fields.item[index], hidden_ULF[..., index]
+                codes_MV = items_ULW[hidden_UL][:, field.start : field.start + field.width]
+                losses[f"item.{field.name}"] = head(h_ULD[hidden_UL], codes_MV, model.items.values(index))
+        return losses
+
+    def _behaviour_losses(
+        self, fields: Fields, h_ULD: Tensor, behaviours_ULW: Tensor, place_UK: Tensor, drawn_UK: Tensor
+    ) -> dict[str, Tensor]:
+        """Hidden behaviours, by the encoder's output."""
+        h_MD, codes_MW = _take(h_ULD, place_UK)[drawn_UK], _take(behaviours_ULW, place_UK)[drawn_UK]
+        return {
+            f"behaviour.{field.name}": head(h_MD, codes_MW[:, field.start, None])
+            for field, head in zip(fields.behaviour, self.behaviour_heads, strict=True)
+        }
 
     def _candidate_losses(
         self,
@@ -185,8 +202,8 @@ class PretrainObjective(nn.Module):
         next_UL = newest_UL & next_U1
         chosen_UL = event_UL & (lottery_UL < masking.item_rate)
         if not masking.attributes:
-            only_id_F = torch.arange(fields, device=event_UL.device) == 0
-            return (chosen_UL | next_UL)[..., None] & only_id_F
+            # Whole items: the attributes of the hidden one would give its id away.
+            return (chosen_UL | next_UL)[..., None].expand(-1, -1, fields)
         whole_UL1 = (whole_UL < masking.whole_item_rate)[..., None]
         return (chosen_UL[..., None] & (whole_UL1 | toss_ULF)) | next_UL[..., None]
 

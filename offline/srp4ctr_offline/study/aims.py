@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from srp4ctr_offline.metrics import Quality
 from srp4ctr_offline.study.compare import ENOUGH_SEEDS, Difference
-from srp4ctr_offline.study.markdown import number, table, with_interval
+from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, RIVAL, averaged_rival, minutes_ratio
+from srp4ctr_offline.study.markdown import number, seeds_text, table, with_interval
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.production import Paired, lift_kept
 
@@ -26,13 +27,8 @@ def rows_aims(
     if compared is None or reference not in compared.probabilities:
         return []
     found = []
-    for rival in ("din", "din-budget"):
-        if rival in measured.cells:
-            one = compared.difference(rival)
-            low = one.paired["auc"]["interval_95"][0] if one else None
-            met = one is not None and low is not None and low > 0 and _auc(one) >= OVER_DIN
-            aim = f"AUC of {reference} at least {number(OVER_DIN, 3)} above {rival}, the paired interval above 0"
-            found.append((aim, _paired(one), _word(met, one, few=_few(one))))
+    if RIVAL in measured.cells:
+        found += _over_rival(measured)
     if "sequence" in measured.cells:
         one = compared.difference("sequence")
         met = one is not None and _auc(one) >= -BELOW_SEQUENCE
@@ -62,6 +58,49 @@ def rows_aims(
         aim = f"candidates by attributes alone keep {100 * COLD_LIFT:.0f} % of {reference}'s lift over item popularity"
         found.append((aim, text, _word(met, mine.get("new_items"))))
     return found
+
+
+def _over_rival(measured: Measured) -> list[tuple[str, str, str]]:
+    """Over one DIN, and over as many of it as the same CPU minutes pay for; no aim is met over one of fewer minutes."""
+    compared, reference = measured.compared, measured.reference
+    assert compared is not None
+    above = f"AUC of {reference} at least {number(OVER_DIN, 3)} above {RIVAL}"
+    one, ratio = compared.difference(RIVAL), minutes_ratio(measured, RIVAL)
+    met = one is not None and _is_over(one.paired)
+    found = [
+        (
+            f"{above} given its CPU minutes, the paired interval above 0",
+            _paired(one) + _of_minutes(ratio),
+            _at_equal_cpu(_word(met, one, few=_few(one)), met=met, ratio=ratio),
+        )
+    ]
+    averaged = averaged_rival(measured)
+    if averaged is not None:
+        auc, met = averaged.paired["auc"], _is_over(averaged.paired)
+        few = len(compared.seeds(reference)) < ENOUGH_SEEDS
+        found.append(
+            (
+                f"{above}, its seeds {seeds_text(averaged.seeds)} averaged and {reference}'s single",
+                with_interval(auc["difference"], auc["interval_95"], "+") + _of_minutes(averaged.ratio),
+                _at_equal_cpu(_word(met, averaged, few=few), met=met, ratio=averaged.ratio),
+            )
+        )
+    return found
+
+
+def _is_over(paired: Paired) -> bool:
+    difference, (low, _) = paired["auc"]["difference"], paired["auc"]["interval_95"]
+    return difference is not None and low is not None and low > 0 and difference >= OVER_DIN
+
+
+def _of_minutes(ratio: float | None) -> str:
+    return "" if ratio is None else f"; {RIVAL} had {number(ratio, 2)} of the CPU minutes"
+
+
+def _at_equal_cpu(word: str, *, met: bool, ratio: float | None) -> str:
+    if not met or (ratio is not None and ratio >= ENOUGH_MINUTES):
+        return word
+    return f"open: {RIVAL} had too few CPU minutes"
 
 
 def next_item_aims(measured: Measured) -> list[tuple[str, str, str]]:

@@ -53,16 +53,13 @@ def _rows(cell: Cell, prepared: Prepared, results: Results) -> dict[str, Any]:
     results.save_predictions(cell.key, prepared.rows.row_id[rows], probability)
     folder = results.model_folder(cell)
     folder.mkdir(parents=True, exist_ok=True)
-    state_bytes = None
     if isinstance(model, Srp4Ctr):
         save_model(model, prepared.transforms, folder)
-        state_bytes = round(prepared.mean_state_bytes(model.state_layout))
     return {
         "test": _metrics(prepared, TEST, probability),
         "valid": _metrics(prepared, VALID, predict(model, prepared, prepared.rows.of(VALID))),
         "history": history,
         "cpu_minutes": minutes,
-        "state_bytes": state_bytes,
         "rows": len(prepared.rows.of("train")),
         "epochs": config.finetune.epochs,
     }
@@ -107,7 +104,6 @@ def _next_item(cell: Cell, prepared: Prepared, results: Results) -> dict[str, An
     measured: dict[str, Any] = {
         "history": {"pretrain": history},
         "cpu_minutes": {"pretrain": round(minutes, 2)},
-        "state_bytes": None,
     }
     for name, back in (("test", 0), ("valid", 1)):
         ranks = rank_next(model, objective, prepared, back=back)

@@ -82,6 +82,12 @@ class Compared:
             self._known[name, taken] = evaluate_rows(self.label, self.user, self.averaged(name, taken))
         return self._known[name, taken]
 
+    def single(self, name: str) -> Quality:
+        """A model's single seeds: the mean of their metrics, draw by draw, to be paired with others."""
+        each = [self.quality(name, (seed,)) for seed in self.seeds(name)]
+        value, draws = (np.mean([getattr(one, part) for one in each], axis=0) for part in ("value", "draws"))
+        return Quality(value, draws)
+
     def difference(self, name: str, of: str | None = None) -> Difference | None:
         """`of`, or else the reference, minus this one on the seeds that both have; None where there are none."""
         first = of or self.reference

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import srp4ctr.nn
+from srp4ctr.contract import state
 from srp4ctr.contract.manifest import GraphSpec, TensorSpec
 from srp4ctr.contract.state import HEADER_BYTES
 from srp4ctr.contract.transforms import Fields
@@ -84,7 +85,8 @@ def cost_of(cells: Mapping[str, Cell], results: Results) -> Cost:
     """The costs of models of one protocol: what was measured of these before, or what is measured now."""
     digest = hashlib.sha256(json.dumps([f"{name} {_sizes(cell)}" for name, cell in cells.items()]).encode())
     digest.update(f"{version('torch')} {version('onnxruntime')} {ROUNDS} {RUNS}".encode())
-    for path in sorted(Path(next(iter(srp4ctr.nn.__path__))).rglob("*.py")):
+    # State bytes are by the layout's code, operations and times by the network's.
+    for path in (Path(state.__file__), *sorted(Path(next(iter(srp4ctr.nn.__path__))).rglob("*.py"))):
         digest.update(path.read_bytes())
     path = results.folder / "costs" / f"{digest.hexdigest()[:16]}.json"
     if not path.exists():

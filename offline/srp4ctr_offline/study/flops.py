@@ -71,11 +71,6 @@ def graph_flops(path: Path, sizes: Mapping[str, int]) -> Flops:
     return Flops({name: count for name, count in counts.most_common() if count})
 
 
-def per_candidate(path: Path, candidates: int, others: Mapping[str, int]) -> float:
-    """Operations per candidate of scoring so many at once: their share of what is done once a user included."""
-    return graph_flops(path, {**others, "C": candidates}).total / (candidates * others.get("B", 1))
-
-
 def _run(model: onnx.ModelProto, sizes: Mapping[str, int]) -> Arrays:
     """Every value of the graph, by name, of inputs that are all one: the code of the unknown."""
     graph = model.graph

@@ -1,6 +1,9 @@
 """Markdown as the study's report is written in, and figures as it prints them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from srp4ctr_offline.study.compare import Spread
 
@@ -49,6 +52,25 @@ def with_interval(
 def with_deviation(of: Spread) -> str:
     """`.8145 ± .0011`; the mean alone of one seed."""
     return number(of.mean) if of.deviation is None else f"{number(of.mean)} ± {number(of.deviation)}"
+
+
+def best_epochs(records: Iterable[Mapping[str, Any]]) -> str:
+    """The epoch of least validation loss, the mean over records, of those allowed: `2.5 of 4`."""
+    taken = list(records)
+    histories = [record["history"]["finetune"] for record in taken]
+    best = [history[int(np.argmin([row["valid"] for row in history]))]["epoch"] for history in histories]
+    return f"{np.mean(best):.1f} of {max(int(record['epochs']) for record in taken)}"
+
+
+def padding_text(records: Iterable[Mapping[str, Any]]) -> str:
+    """Share of padding among the positions that pre-training encoded, its last epoch, the mean over records: `2 %`."""
+    shares = [
+        record["history"]["pretrain"][-1].get("padding_share")
+        for record in records
+        if record["history"].get("pretrain")
+    ]
+    known = [share for share in shares if share is not None]
+    return f"{100 * np.mean(known):.1f} %" if known else NONE
 
 
 def thousands(value: float | None) -> str:

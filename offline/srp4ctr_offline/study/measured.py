@@ -6,6 +6,8 @@ from typing import Any
 
 import polars as pl
 
+from srp4ctr.nn.baselines import BASELINES
+from srp4ctr_offline.checkpoint import new_model
 from srp4ctr_offline.floors import FLOORS
 from srp4ctr_offline.metrics import Floats
 from srp4ctr_offline.prepare import prepare
@@ -102,7 +104,20 @@ def _measured(
         probabilities=dict(probabilities),
         floors=load_floors(results, first, prepared, rows),
     )
-    return Measured(protocol, measure, reference, cells, dict(records), prepared, rows, compared)
+    sized = {name: _with_state_bytes(of, cells[name], results) for name, of in records.items()}
+    return Measured(protocol, measure, reference, cells, sized, prepared, rows, compared)
+
+
+def _with_state_bytes(
+    records: dict[int, Record], cells: dict[int, Cell], results: Results
+) -> dict[int, Record]:
+    """The records with the bytes of a stored state, the mean over users: by today's layout, and not that of the record."""
+    cell = cells[min(records)]
+    if cell.plan.kind in BASELINES:
+        return {seed: record | {"state_bytes": None} for seed, record in records.items()}
+    prepared = prepared_of(cell, results)
+    size = round(prepared.mean_state_bytes(new_model(cell.config, prepared).state_layout))
+    return {seed: record | {"state_bytes": size} for seed, record in records.items()}
 
 
 def prepared_of(cell: Cell, results: Results) -> Prepared:

@@ -4,7 +4,16 @@ from pathlib import Path
 
 from srp4ctr_offline.study.compare import spread
 from srp4ctr_offline.study.entries import cpu_minutes
-from srp4ctr_offline.study.markdown import NONE, bullets, image, minutes_text, number, table, with_deviation
+from srp4ctr_offline.study.markdown import (
+    NONE,
+    bullets,
+    image,
+    minutes_text,
+    number,
+    padding_text,
+    table,
+    with_deviation,
+)
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.next_item import NEGATIVES, TOP
 from srp4ctr_offline.study.plots import plot_training
@@ -35,28 +44,8 @@ def next_item_section(measured: Measured, plots: Path) -> list[str]:
             f"Next item, leave one out: a user's last event is the test target, the one before it the validation target. "
             f"The pre-trained encoder alone ranks it against {NEGATIVES} items drawn uniformly from those that the user never "
             f"had, and against all items but the user's own earlier ones; hit rate and NDCG of the first {TOP}, mean ± "
-            "standard deviation over seeds."
+            "standard deviation over seeds. Users whose target was in no training event, and so has no id, are left out."
         ),
-    ]
-    rows = []
-    for name, records in measured.records.items():
-        tests = [one["test"] for one in records.values()]
-        rows.append(
-            [
-                name,
-                *(with_deviation(spread(test[figure] for test in tests)) for figure in FIGURES),
-                f"{len(records)} of {len(measured.cells[name])}",
-                minutes_text(spread(cpu_minutes(one) for one in records.values()).mean),
-                "this study",
-            ]
-        )
-    for part, anchors in ANCHORS.items():
-        if part in measured.protocol:
-            rows += [
-                [name, *(number(value) for value in values), NONE, NONE, source]
-                for name, *values, source in anchors
-            ]
-    blocks.append(
         table(
             [
                 "model",
@@ -66,11 +55,12 @@ def next_item_section(measured: Measured, plots: Path) -> list[str]:
                 f"NDCG@{TOP}",
                 "seeds",
                 "CPU minutes",
+                "padding",
                 "source",
             ],
-            rows,
-        )
-    )
+            [*_our_rows(measured), *_anchor_rows(measured)],
+        ),
+    ]
     users = {one["test"]["users"] for of in measured.records.values() for one in of.values()}
     if users:
         blocks.append(
@@ -93,3 +83,29 @@ def next_item_section(measured: Measured, plots: Path) -> list[str]:
         plot_training(curves, "total", path, "pre-training loss, all parts")
         blocks.append(image(f"{plots.name}/{path.name}", f"{measured.protocol}: pre-training loss by epoch"))
     return blocks
+
+
+def _our_rows(measured: Measured) -> list[list[str]]:
+    rows = []
+    for name, records in measured.records.items():
+        tests = [one["test"] for one in records.values()]
+        rows.append(
+            [
+                name,
+                *(with_deviation(spread(test[figure] for test in tests)) for figure in FIGURES),
+                f"{len(records)} of {len(measured.cells[name])}",
+                minutes_text(spread(cpu_minutes(one) for one in records.values()).mean),
+                padding_text(records.values()),
+                "this study",
+            ]
+        )
+    return rows
+
+
+def _anchor_rows(measured: Measured) -> list[list[str]]:
+    return [
+        [name, *(number(value) for value in values), NONE, NONE, NONE, source]
+        for part, anchors in ANCHORS.items()
+        if part in measured.protocol
+        for name, *values, source in anchors
+    ]

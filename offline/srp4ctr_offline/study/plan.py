@@ -83,10 +83,11 @@ class Cell:
     def key(self) -> str:
         """The cell's name with 8 digits of a hash of its configuration: a changed one is another cell.
 
-        What is at its default is left out, so that a new option does not make every finished cell another one.
+        What is at its default is left out, so that a new option does not make every finished cell another one; and the
+        device, which is the same for all.
         """
         what = self.config.model_dump(
-            mode="json", by_alias=True, exclude_defaults=True, exclude=AFTER_TRAINING
+            mode="json", by_alias=True, exclude_defaults=True, exclude=AFTER_TRAINING | {"device"}
         ) | {
             "kind": self.plan.kind,
             "pretrained": self.plan.pretrained,
@@ -145,8 +146,9 @@ def _cell(protocol: str, plan: ProtocolPlan, name: str, seed: int) -> Cell:
 
 def _config(plan: ProtocolPlan, model: str, seed: int) -> RunConfig:
     raw = load_config(plan.config).model_dump(mode="json", by_alias=True)
-    # Cells run beside each other, a thread each: that is how cores are used best.
-    raw |= {"seed": seed, "threads": 1}
+    # Cells run beside each other, a thread each: that is how cores are used best. Their CPU minutes are compared, which
+    # on a GPU would say nothing.
+    raw |= {"seed": seed, "threads": 1, "device": "cpu"}
     for place, value in plan.models[model].set.items():
         *parents, last = place.split(".")
         section: dict[str, Any] = raw

@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from srp4ctr_offline.study.compare import Difference
 
+TICK_RATIO = 1.25
+
 
 @dataclass(frozen=True)
 class Point:
@@ -56,7 +58,11 @@ def plot_frontier(points: Sequence[Point], path: Path) -> None:
             fontsize=8,
         )
     axes.set_xscale("log")
-    places = sorted({one.state_bytes for one in points})
+    places: list[int] = []
+    for place in sorted({one.state_bytes for one in points}):
+        # Labels of neighbours would cover each other.
+        if not places or place > TICK_RATIO * places[-1]:
+            places.append(place)
     axes.set_xticks(places, [f"{place:,}" for place in places])
     axes.set_xticks([], minor=True)
     axes.margins(x=0.2, y=0.25)

@@ -14,11 +14,14 @@ from srp4ctr_offline.study.slices import (
     item_bounds,
     item_counts,
     make_slices,
+    tail_bounds,
 )
 
 RIVAL = "din"
 SLICED = ("sequence", "din", "item_popularity", "item_mean_user_residual")
 POPULARITY = "item_popularity"
+UNORDERED = "ml-1m"
+"""In the names of protocols whose training rows are in a random order."""
 
 Paired = dict[str, dict[str, Any]]
 
@@ -61,11 +64,18 @@ def conditions_section(
         "### Stored and stale states, cold candidates and users",
         (
             "One trained model (the first seed) under what production does to it, minus the same model as it was evaluated "
-            "above, paired. `state_*`: states cast to this type and back. `missing_n`: the state lacks the user's latest n "
-            "events. `new_items`: every candidate scored by its attributes alone, as if training had not seen it. "
-            "`no_history`: states without any event."
+            "above, paired. `state_*`: a state's numbers (the tokens, or what each layer reads) cast to this type and back; "
+            "recent events and user features are kept as integer codes, which no cast touches. `missing_n`: the state lacks "
+            "the user's latest n events. `new_items`: every candidate scored by its attributes alone, as if training had not "
+            "seen it. `no_history`: states without any event."
         ),
     ]
+    if UNORDERED in measured.protocol:
+        blocks.append(
+            "A user's training rows are in a random order in this copy of the data, so that many of the latest n events are "
+            "not the latest: what staleness costs is shown by a protocol whose rows are in the order of their times, as "
+            "`ml-100k`."
+        )
     for model, found in conditions.items():
         rows = [
             [
@@ -82,6 +92,9 @@ def conditions_section(
         head = ["condition", "AUC", "AUC, change", "GAUC, change", "logloss, change", "ECE"]
         blocks += [f"`{model}`:", table(head, rows)]
         blocks += _cold_sentence(measured, model, found)
+        unseen = [name for name in CONDITIONS if name not in found]
+        if unseen:
+            blocks.append(f"Planned and not measured of `{model}`: {', '.join(unseen)}.")
     absent = [name for name in planned if name not in conditions]
     if absent:
         blocks.append(f"Planned and not measured: {', '.join(absent)}.")
@@ -141,7 +154,7 @@ def slices_section(measured: Measured) -> list[str]:
         "By the training rows of the item (0: new items):",
         _slices_table(by_item, "training rows", measured.reference),
     ]
-    blocks += _tail_sentence(by_item)
+    blocks += tail_sentence(make_slices(compared, counts, tail_bounds(counts), (*names[:1], RIVAL), RIVAL))
     return [
         *blocks,
         "By the events of the user before the row (0: new users):",
@@ -166,19 +179,22 @@ def _slices_table(slices: list[Slice], what: str, reference: str) -> str:
     return table([what, "rows", "users", *names, f"{reference} minus {RIVAL}"], rows)
 
 
-def _tail_sentence(slices: list[Slice]) -> list[str]:
-    gains = {
-        one.name: one.difference["difference"]
-        for one in slices
-        if one.name != "0" and one.difference is not None and one.difference["difference"] is not None
-    }
-    if len(gains) < 2:
+def tail_sentence(slices: list[Slice]) -> list[str]:
+    """Whether rare items gain more than common ones, of the two slices; only where their intervals lie apart."""
+    gains = [one for one in slices if one.difference and None not in one.difference["interval_95"]]
+    if len(gains) != 2:
         return []
-    (rare, tail), (common, head) = next(iter(gains.items())), list(gains.items())[-1]
-    word = "at least as much as" if tail >= head else "less than"
+    rare, common = gains
+    (low, high), (least, most) = (one.difference["interval_95"] for one in gains if one.difference)
+    word = "gain more than" if low > most else "gain less than" if high < least else "are not told apart from"
+    texts = [
+        f"{one.name} training rows: {with_interval(one.difference['difference'], one.difference['interval_95'], '+')}"
+        for one in (rare, common)
+        if one.difference
+    ]
     return [
         (
-            f"The rarest items that training has seen ({rare} rows) gain {word} the most common ({common} rows): "
-            f"{number(tail, sign='+')} against {number(head, sign='+')}; the intervals say how sure that is."
+            f"The rarer items that training has seen {word} the most common, by `{RIVAL}`'s paired intervals "
+            f"({'; '.join(texts)})."
         )
     ]

@@ -1,9 +1,7 @@
-"""The report's sections on a protocol of labelled rows: models, equal CPU, ablations, curves, calibration."""
+"""The report's sections on a protocol of labelled rows: models, ablations, curves, calibration."""
 
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
 
 from srp4ctr_offline.metrics import METRICS, calibration_curve
 from srp4ctr_offline.plots import plot_calibration
@@ -11,93 +9,112 @@ from srp4ctr_offline.study.compare import Compared, Difference, spread
 from srp4ctr_offline.study.entries import cpu_minutes
 from srp4ctr_offline.study.markdown import (
     NONE,
+    best_epochs,
     image,
     minutes_text,
     number,
+    padding_text,
     seeds_text,
     table,
     with_deviation,
     with_interval,
 )
-from srp4ctr_offline.study.measured import Measured
+from srp4ctr_offline.study.measured import Measured, Record
 from srp4ctr_offline.study.plots import plot_differences, plot_training
 
 ABLATIONS = {
-    "no-pretraining": "fine-tuned from fresh weights",
+    "no-pretraining": "fine-tuned from fresh weights, for longer and at a higher rate",
     "encoder-only": "pre-training teaches the encoder alone, not what reads it",
-    "no-side-information": "no item attributes and no behaviour features",
-    "ids-only": "pre-training hides and predicts item ids alone",
-    "mean-pooling": "no querying transformer: the mean of the history is the only token",
-    "no-cross-attention": "candidates see the tokens' mean, and no recent events",
+    "no-labels": "as encoder-only, and neither labels nor behaviours are predicted",
+    "no-item-attributes": "item ids and behaviour features",
+    "no-behaviour-features": "item ids and attributes",
+    "no-side-information": "neither item attributes nor behaviour features; user features remain",
+    "ids-only-masking": "pre-training hides whole items and predicts their ids alone",
+    "mean-pooling-recent": "the mean of the history is the only token, beside the recent events",
     "no-recent-events": "candidates see the tokens alone",
+    "mean-pooling": "no querying transformer: the mean of the history is the only token",
+    "no-cross-attention": "candidates see the tokens' mean",
 }
 ABLATED = "tokens-short"
 """What ablations leave a part out of, where a protocol has it: pre-trained as long as they are, without a teacher."""
-EQUAL_CPU = ("din", "din-budget")
+ABLATED_OF = dict.fromkeys(("mean-pooling", "no-cross-attention"), "no-recent-events")
+"""Those that leave a part out of another model, which has lost one already."""
 FLOOR_TO_BEAT = "item_mean_user_residual"
 
 
 def models_section(measured: Measured, plots: Path) -> list[str]:
     """Every model: single seeds, seed-averaged, and paired with the reference."""
-    compared, reference = _compared(measured), measured.reference
-    single = []
+    return ["### Models", *_single_seeds(measured), *_seed_averaged(measured), *_paired(measured, plots)]
+
+
+def _single_seeds(measured: Measured) -> list[str]:
+    compared = _compared(measured)
+    rows = []
     for name, records in measured.records.items():
         figures = compared.spread(name)
         minutes = spread(cpu_minutes(one) for one in records.values())
-        single.append(
+        rows.append(
             [
                 name,
                 f"{len(records)} of {len(measured.cells[name])}",
                 *(with_deviation(figures[metric]) for metric in METRICS),
                 minutes_text(minutes.mean),
-                _best_epochs(measured, name),
+                best_epochs(records.values()),
+                padding_text(records.values()),
             ]
         )
-    averaged = []
+    return [
+        (
+            "Single seeds on the test rows, mean ± standard deviation over seeds; this is what one trained model gives. "
+            "Best epoch: the one that validation chose (mean over seeds), of those allowed; 0 is before fine-tuning. A best "
+            "epoch that is the last allowed says that more training might still help. Padding: its share of the positions "
+            "that pre-training encoded."
+        ),
+        table(
+            ["model", "seeds", "AUC", "GAUC", "logloss", "ECE", "CPU minutes", "best epoch", "padding"], rows
+        ),
+    ]
+
+
+def _seed_averaged(measured: Measured) -> list[str]:
+    compared = _compared(measured)
+    rows = []
     for name in (*compared.probabilities, *compared.floors):
         quality = compared.quality(name)
         seeds = "none, a floor" if name in compared.floors else seeds_text(compared.seeds(name))
         intervals = zip(quality.value, quality.interval(), strict=True)
-        averaged.append([name, seeds, *(with_interval(*one) for one in intervals)])
-    blocks = [
-        "### Models",
-        (
-            "Single seeds on the test rows, mean ± standard deviation over seeds; this is what one trained model gives. "
-            "Best epoch: the one that validation chose (mean over seeds), of those allowed; 0 is before fine-tuning."
-        ),
-        table(
-            ["model", "seeds", "AUC", "GAUC", "logloss", "ECE", "CPU minutes", "best epoch"],
-            single,
-        ),
+        rows.append([name, seeds, *(with_interval(*one) for one in intervals)])
+    return [
         (
             "Seed-averaged: the mean of the seeds' probabilities with 95 % bootstrap intervals over users. It is an ensemble, "
             "which mostly ranks better than any of its seeds, and which nobody serves; the more seeds, the better."
         ),
-        table(["model", "seeds", "AUC", "GAUC", "logloss", "ECE"], averaged),
+        table(["model", "seeds", "AUC", "GAUC", "logloss", "ECE"], rows),
     ]
-    differences = compared.differences()
-    if differences:
-        blocks += [
-            (
-                f"`{reference}` minus each other. Single: the difference of the means of single seeds. Paired: of the "
-                "seed-averaged predictions, over the seeds that both have, with a 95 % interval over the same draws of "
-                "users; a floor, with all seeds. The interval covers the choice of test users, and the seeds only as far as "
-                "averaging does."
-            ),
-            differences_table(differences, reference),
-        ]
-        # Floors are so far below that beside them the models could not be told apart.
-        models = [one for one in differences if not one.floor]
-        if models:
-            path = plots / f"{measured.protocol}-differences.png"
-            plot_differences(models, reference, path)
-            blocks.append(
-                image(
-                    f"{plots.name}/{path.name}", f"{measured.protocol}: AUC of {reference} minus each other"
-                )
-            )
-    else:
-        blocks.append(f"`{reference}` has no finished cell here, so that nothing is paired.")
+
+
+def _paired(measured: Measured, plots: Path) -> list[str]:
+    reference = measured.reference
+    differences = _compared(measured).differences()
+    if not differences:
+        return [f"`{reference}` has no finished cell here, so that nothing is paired."]
+    blocks = [
+        (
+            f"`{reference}` minus each other. Single: the difference of the means of single seeds. Paired: of the "
+            "seed-averaged predictions, over the seeds that both have, with a 95 % interval over the same draws of "
+            "users; a floor, with all seeds. The interval covers the choice of test users, and the seeds only as far as "
+            "averaging does."
+        ),
+        differences_table(differences, reference),
+    ]
+    # Floors are so far below that beside them the models could not be told apart.
+    models = [one for one in differences if not one.floor]
+    if models:
+        path = plots / f"{measured.protocol}-differences.png"
+        plot_differences(models, reference, path)
+        blocks.append(
+            image(f"{plots.name}/{path.name}", f"{measured.protocol}: AUC of {reference} minus each other")
+        )
     return blocks
 
 
@@ -116,94 +133,45 @@ def differences_table(differences: Iterable[Difference], reference: str, notes: 
     return table([*head, f"{reference}, by AUC, is"], rows)
 
 
-def equal_cpu_section(measured: Measured) -> list[str]:
-    """The reference against DIN at its best, and against DIN with the same CPU minutes."""
-    compared, reference = _compared(measured), measured.reference
-    planned = [name for name in EQUAL_CPU if name in measured.cells]
-    if not planned or reference not in measured.cells:
-        return []
-    rows = []
-    for name in (reference, *planned):
-        if name not in measured.records:
-            rows.append([name, *[NONE] * 5, "not measured"])
-            continue
-        minutes, ours = (
-            spread(cpu_minutes(one) for one in measured.records[of].values()).mean
-            if of in measured.records
-            else None
-            for of in (name, reference)
-        )
-        difference = compared.difference(name)
-        rows.append(
-            [
-                name,
-                NONE if minutes is None else minutes_text(minutes),
-                number(minutes / ours, 2) if minutes and ours else NONE,
-                _best_epochs(measured, name),
-                with_deviation(compared.spread(name)["auc"]),
-                _paired_auc(difference),
-                difference.verdict() if difference else NONE,
-            ]
-        )
-    return [
-        "### At equal CPU",
-        (
-            f"CPU minutes are those of all training that a model needs, `{reference}`'s pre-training included, on one "
-            "thread. A best epoch below the allowed ones says that validation had stopped to improve."
-            + (
-                f" `din-budget` is to have the minutes of `{reference}`: the ratio says how nearly."
-                if "din-budget" in planned
-                else ""
-            )
-        ),
-        table(
-            [
-                "model",
-                "CPU minutes",
-                f"of {reference}'s",
-                "best epoch",
-                "AUC, single seeds",
-                f"{reference} minus this, paired AUC",
-                f"{reference} is",
-            ],
-            rows,
-        ),
-    ]
-
-
 def ablations_section(measured: Measured) -> list[str]:
     """The model that all parts are in, minus itself without one part each."""
     compared = _compared(measured)
     planned = [name for name in ABLATIONS if name in measured.cells]
-    whole = ABLATED if ABLATED in measured.cells else measured.reference
-    if not planned or whole not in measured.records:
+    found = {name: one for name in planned if (one := compared.difference(name, ablated_of(measured, name)))}
+    if not planned:
         return []
-    found = [one for name in planned if (one := compared.difference(name, whole))]
-    blocks = ["### Ablations", f"What each part is worth: `{whole}` minus the model without it."]
-    if found:
-        blocks.append(differences_table(found, whole, notes=True))
-    absent = sorted(set(planned) - {one.name for one in found})
+    blocks = ["### Ablations"]
+    for whole in dict.fromkeys(ablated_of(measured, name) for name in found):
+        rows = [one for name, one in found.items() if ablated_of(measured, name) == whole]
+        blocks += [
+            f"What each part is worth: `{whole}` minus the model without it.",
+            differences_table(rows, whole, notes=True),
+        ]
+    absent = sorted(set(planned) - set(found))
     if absent:
         blocks.append(f"Planned and not measured: {', '.join(absent)}.")
     return blocks
+
+
+def ablated_of(measured: Measured, name: str) -> str:
+    """The model that an ablation leaves a part out of."""
+    whole = ABLATED_OF.get(name, ABLATED)
+    return whole if whole in measured.cells else measured.reference
 
 
 def curves_section(measured: Measured, plots: Path) -> list[str]:
     """Validation AUC by epoch, and calibration on the test rows."""
     compared = _compared(measured)
     headline = [name for name in measured.records if name not in ABLATIONS and "-" not in name]
-    curves = {
-        name: [record["history"]["finetune"] for record in measured.records[name].values()]
-        for name in headline
-    }
+    curves = {name: [_epochs(record) for record in measured.records[name].values()] for name in headline}
     blocks = ["### Training and calibration"]
     if curves:
         path = plots / f"{measured.protocol}-training.png"
         plot_training(curves, "valid_auc", path, "validation AUC")
         blocks += [
             (
-                "Validation AUC by epoch of training on clicks, a line a seed; epoch 0 is before it, which for a pre-trained "
-                "model is what pre-training has taught."
+                "Validation AUC by epoch of training on clicks, a line a seed; epoch 0 is what pre-training has taught, and is "
+                "left out where there was none."
             ),
             image(f"{plots.name}/{path.name}", f"{measured.protocol}: validation AUC by epoch"),
         ]
@@ -225,22 +193,14 @@ def curves_section(measured: Measured, plots: Path) -> list[str]:
     return blocks
 
 
+def _epochs(record: Record) -> list[dict[str, float]]:
+    """The record's epochs; without pre-training the one before the first is chance, and would flatten the picture."""
+    history: list[dict[str, float]] = record["history"]["finetune"]
+    return history if "pretrain" in record["history"] else history[1:]
+
+
 def _calibrated(measured: Measured) -> tuple[str, ...]:
     return (measured.reference, "sequence", "din")
-
-
-def _paired_auc(difference: Difference | None) -> str:
-    if difference is None:
-        return NONE
-    return with_interval(difference.paired["auc"]["difference"], difference.paired["auc"]["interval_95"], "+")
-
-
-def _best_epochs(measured: Measured, name: str) -> str:
-    """The epoch of least validation loss, the mean over seeds, of those that ran."""
-    histories = [record["history"]["finetune"] for record in measured.records[name].values()]
-    best = [history[int(np.argmin([row["valid"] for row in history]))]["epoch"] for history in histories]
-    allowed = max(int(history[-1]["epoch"]) for history in histories)
-    return f"{np.mean(best):.1f} of {allowed}"
 
 
 def _compared(measured: Measured) -> Compared:

@@ -13,11 +13,13 @@ from srp4ctr_offline.study.plots import Point, plot_frontier
 AGAINST = "din"
 COSTED = ("sequence", AGAINST)
 FRONTIER = (
+    "mean-pooling",
     "tokens-q4",
     "tokens-q8",
-    "tokens-short",
+    "no-recent-events",
     "tokens-q32",
     "tokens-q64",
+    "tokens-short",
     "tokens",
     "sequence-short",
     "sequence",
@@ -80,20 +82,65 @@ def frontier_section(measured: Measured, cost: Cost, plots: Path) -> list[str]:
         "### What a state costs and what it is worth",
         (
             "Bytes: a stored state with its header, the mean over all users. Milliseconds: CPU of the exported scorer, one "
-            "thread, of a user with a history of full length. `tokens` had `sequence` for a teacher, which takes training time and no byte; the other states of tokens had none."
+            "thread, of a user with a history of full length. `tokens` had `sequence` for a teacher, which takes training "
+            "time and no byte; the other states of tokens had none. `mean-pooling`, `tokens-q*` and `no-recent-events` (16 "
+            "tokens) are tokens alone; `tokens-short` and `tokens` also keep recent events as codes."
         ),
         table(["model", "bytes a user", *times, "AUC, single seeds", "seeds"], rows),
         image(f"{plots.name}/{path.name}", f"{measured.protocol}: bytes a user against AUC"),
     ]
+    blocks += _whole_window(measured)
     absent = [name for name in planned if name not in measured.records]
     if absent:
         blocks.append(f"Planned and not measured: {', '.join(absent)}.")
     return blocks
 
 
+def _whole_window(measured: Measured) -> list[str]:
+    """What the report owes where the recent events are all events: the tokens are then of little use."""
+    first = next(iter(measured.cells[measured.reference].values())).config
+    if first.model.recent_events < first.features.max_events:
+        return []
+    return [
+        (
+            f"`{measured.reference}` keeps {first.model.recent_events} recent events, which is all of the "
+            f"{first.features.max_events} that a history of this protocol has. So its state lacks no event, and what tokens can "
+            "hold of a history shows only in the states without recent events."
+        )
+    ]
+
+
 def cost_section(measured: Measured, cost: Cost) -> list[str]:
     """Operations per candidate against DIN, CPU of scoring, bytes of a state."""
     models = {name: cost["models"][name] for name in (measured.reference, *COSTED) if name in cost["models"]}
+    blocks = [
+        f"## Cost of serving, {measured.protocol}",
+        (
+            f"Floating point operations counted node by node in the exported graphs, histories of {cost['events']} events. "
+            "Encoded once a request: the history is encoded for the request and its cost shared by the candidates, which is "
+            "the paper's accounting. From the cache: the state is there already, as we serve it; the encoder then runs once "
+            f"an event or a publication instead. In percent, signed, against `{AGAINST}` at the same number of candidates. "
+            f"Our scorer is exported folded (decision 0009); `{AGAINST}` as it is trained, so that what folding its tower "
+            "would save is not taken off. "
+            "The paper's figures are published ones (CIKM 2024, arXiv 2407.19658), of other data and another base model: "
+            "they show the direction, and are no measurement of ours."
+        ),
+        _operations_table(models),
+        (
+            f"CPU of ONNX Runtime, one thread, milliseconds a request: the median of {cost['rounds']} rounds of "
+            f"{cost['runs']} requests each, in which the models take turns. `{AGAINST}` keeps no state and reads the history "
+            "in each request; of the others the scorer, and the encoder of one history by itself. Fetching, decoding and "
+            "looking up are in none of them. Compare within this table only."
+        ),
+        _times_table(models),
+    ]
+    absent = [name for name in (measured.reference, *COSTED) if name not in models]
+    if absent:
+        blocks.append(f"Not measured, for want of a finished cell: {', '.join(absent)}.")
+    return blocks
+
+
+def _operations_table(models: Cost) -> str:
     rival = models.get(AGAINST)
     rows = []
     for count in CANDIDATES:
@@ -114,52 +161,28 @@ def cost_section(measured: Measured, cost: Cost) -> list[str]:
         ["the paper, over DIN + MMoE (published)", str(count), NONE, f"{value:+} %", NONE, NONE]
         for count, value in PAPER_PERCENT.items()
     ]
+    against_text = f"against {AGAINST}"
+    return table(
+        [
+            "model",
+            "candidates",
+            "FLOPs a candidate, encoded once a request",
+            against_text,
+            "from the cache",
+            against_text,
+        ],
+        rows,
+    )
+
+
+def _times_table(models: Cost) -> str:
     shown = ("encoder", *(str(count) for count in TIMED_CANDIDATES))
-    times = [
+    rows = [
         [name, thousands(one["state_bytes"]), *(number(one["cpu_ms"].get(what), 2) for what in shown)]
         for name, one in models.items()
     ]
-    blocks = [
-        f"## Cost of serving, {measured.protocol}",
-        (
-            f"Floating point operations counted node by node in the exported graphs, histories of {cost['events']} events. "
-            "Encoded once a request: the history is encoded for the request and its cost shared by the candidates, which is "
-            "the paper's accounting. From the cache: the state is there already, as we serve it; the encoder then runs once "
-            f"an event or a publication instead. In percent, signed, against `{AGAINST}` at the same number of candidates. "
-            "The paper's figures are published ones (CIKM 2024, arXiv 2407.19658), of other data and another base model: "
-            "they show the direction, and are no measurement of ours."
-        ),
-        table(
-            [
-                "model",
-                "candidates",
-                "FLOPs a candidate, encoded once a request",
-                f"against {AGAINST}",
-                "from the cache",
-                f"against {AGAINST}",
-            ],
-            rows,
-        ),
-        (
-            f"CPU of ONNX Runtime, one thread, milliseconds a request: the median of {cost['rounds']} rounds of "
-            f"{cost['runs']} requests each, in which the models take turns. `{AGAINST}` keeps no state and reads the history "
-            "in each request; of the others the scorer, and the encoder of one history by itself. Fetching, decoding and "
-            "looking up are in none of them. Compare within this table only."
-        ),
-        table(
-            [
-                "model",
-                "state bytes, full history",
-                "encoder",
-                *(f"{count} candidates" for count in TIMED_CANDIDATES),
-            ],
-            times,
-        ),
-    ]
-    absent = [name for name in (measured.reference, *COSTED) if name not in models]
-    if absent:
-        blocks.append(f"Not measured, for want of a finished cell: {', '.join(absent)}.")
-    return blocks
+    candidates = (f"{count} candidates" for count in TIMED_CANDIDATES)
+    return table(["model", "state bytes, full history", "encoder", *candidates], rows)
 
 
 def per_candidate(cost: Mapping[str, Mapping[str, int]], candidates: int) -> tuple[float, float | None]:

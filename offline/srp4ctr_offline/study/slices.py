@@ -52,6 +52,13 @@ def item_bounds(counts: Ints) -> tuple[Bounds, ...]:
     return ((0, 0), *zip(firsts, lasts, strict=True))
 
 
+def tail_bounds(counts: Ints) -> tuple[Bounds, ...]:
+    """The rarer half of the slices of items that training has seen, as one, and the most common slice."""
+    seen = item_bounds(counts)[1:]
+    rare = seen[: len(seen) // 2]
+    return ((rare[0][0], rare[-1][1]), seen[-1]) if rare else ()
+
+
 def slice_name(bounds: Bounds) -> str:
     """`0`, `1-9`, `50+`."""
     first, last = bounds

@@ -1,0 +1,141 @@
+"""The report's section on a rival at the reference's CPU minutes: one of it, and as many of it as they pay for."""
+
+from dataclasses import dataclass
+
+from srp4ctr_offline.study.compare import Difference, spread
+from srp4ctr_offline.study.entries import cpu_minutes
+from srp4ctr_offline.study.markdown import (
+    NONE,
+    best_epochs,
+    minutes_text,
+    number,
+    seeds_text,
+    table,
+    with_deviation,
+    with_interval,
+)
+from srp4ctr_offline.study.measured import Measured
+from srp4ctr_offline.study.production import Paired
+
+RIVAL = "din"
+EQUAL_CPU = (RIVAL, "din-own-histories")
+ENOUGH_MINUTES = 0.8
+"""Of the reference's; against a rival of fewer nothing is won at equal CPU."""
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A rival's mean probabilities over as many seeds as the reference's CPU minutes pay for, where there are so many.
+
+    `paired` is the mean of the reference's single seeds minus that; `ratio` is of the reference's CPU minutes.
+    """
+
+    seeds: tuple[int, ...]
+    minutes: float
+    ratio: float
+    auc: float
+    paired: Paired
+
+
+def mean_minutes(measured: Measured, name: str) -> float | None:
+    """CPU minutes of all training that the model needs, the mean over its seeds; None without a record."""
+    records = measured.records.get(name)
+    return spread(cpu_minutes(one) for one in records.values()).mean if records else None
+
+
+def minutes_ratio(measured: Measured, name: str) -> float | None:
+    """A model's CPU minutes in those of the reference."""
+    ours, theirs = mean_minutes(measured, measured.reference), mean_minutes(measured, name)
+    return theirs / ours if ours and theirs else None
+
+
+def averaged_rival(measured: Measured, name: str = RIVAL) -> Averaged | None:
+    """The rival as an ensemble; None where one of it is all that there is, or all that can be paid."""
+    compared, ratio, minutes = measured.compared, minutes_ratio(measured, name), mean_minutes(measured, name)
+    if compared is None or not ratio or not minutes or not compared.seeds(measured.reference):
+        return None
+    seeds = compared.seeds(name)[: max(1, round(1 / ratio))]
+    if len(seeds) < 2:
+        return None
+    quality = compared.quality(name, seeds)
+    paired = compared.single(measured.reference).difference(quality)
+    return Averaged(seeds, len(seeds) * minutes, len(seeds) * ratio, float(quality.value[0]), paired)
+
+
+def equal_cpu_section(measured: Measured) -> list[str]:
+    """The reference against DIN at its best, and against DIN for more CPU minutes."""
+    reference = measured.reference
+    planned = [name for name in EQUAL_CPU if name in measured.cells]
+    if not planned or reference not in measured.cells:
+        return []
+    rows = [_row(measured, name) for name in (reference, *planned)]
+    averaged = averaged_rival(measured)
+    if averaged is not None:
+        rows.append(
+            [
+                f"{RIVAL}, mean of seeds {seeds_text(averaged.seeds)}",
+                minutes_text(averaged.minutes),
+                number(averaged.ratio, 2),
+                NONE,
+                number(averaged.auc),
+                with_interval(
+                    averaged.paired["auc"]["difference"], averaged.paired["auc"]["interval_95"], "+"
+                ),
+                NONE,
+            ]
+        )
+    blocks = [
+        "### At equal CPU",
+        (
+            f"CPU minutes are those of all training that a model needs, `{reference}`'s pre-training and teacher included, "
+            "on one thread. A best epoch below the allowed ones says that validation had stopped to improve: then more "
+            "minutes of the same bring nothing, and what they buy is several models. Against a mean of seeds stands the "
+            f"mean of `{reference}`'s single seeds."
+        ),
+        table(
+            [
+                "model",
+                "CPU minutes",
+                f"of {reference}'s",
+                "best epoch",
+                "AUC",
+                f"{reference} minus this, paired AUC",
+                f"{reference} is",
+            ],
+            rows,
+        ),
+    ]
+    short = [
+        f"`{name}` {number(ratio, 2)}"
+        for name in planned
+        if (ratio := minutes_ratio(measured, name)) is not None and ratio < ENOUGH_MINUTES
+    ]
+    if short:
+        blocks.append(
+            f"Below {number(ENOUGH_MINUTES, 1)} of `{reference}`'s minutes, and so no comparison at equal CPU: "
+            f"{', '.join(short)}."
+        )
+    return blocks
+
+
+def _row(measured: Measured, name: str) -> list[str]:
+    if name not in measured.records:
+        return [name, *[NONE] * 5, "not measured"]
+    compared, minutes, ratio = measured.compared, mean_minutes(measured, name), minutes_ratio(measured, name)
+    assert compared is not None
+    difference = compared.difference(name)
+    return [
+        name,
+        NONE if minutes is None else minutes_text(minutes),
+        number(ratio, 2),
+        best_epochs(measured.records[name].values()),
+        with_deviation(compared.spread(name)["auc"]),
+        _paired_auc(difference),
+        difference.verdict() if difference else NONE,
+    ]
+
+
+def _paired_auc(difference: Difference | None) -> str:
+    if difference is None:
+        return NONE
+    return with_interval(difference.paired["auc"]["difference"], difference.paired["auc"]["interval_95"], "+")

@@ -1,0 +1,189 @@
+"""What the study says in five sentences, and how its models were trained: all of it from plan and results."""
+
+from typing import Any
+
+from srp4ctr.nn.baselines import BASELINES
+from srp4ctr_offline.config import OptimizerConfig
+from srp4ctr_offline.study.cost import Cost
+from srp4ctr_offline.study.equal_cpu import RIVAL, averaged_rival, minutes_ratio
+from srp4ctr_offline.study.markdown import (
+    NONE,
+    bullets,
+    number,
+    seeds_text,
+    table,
+    thousands,
+    with_deviation,
+    with_interval,
+)
+from srp4ctr_offline.study.measured import Measured
+from srp4ctr_offline.study.plan import Cell
+from srp4ctr_offline.study.sections import ablated_of
+
+WHOLE = "sequence"
+FRESH, WITHOUT_LABELS = "no-pretraining", "no-labels"
+TOKENS_ALONE, POOLED, POOLED_BESIDE = "no-recent-events", "mean-pooling", "mean-pooling-recent"
+SHOWN_CANDIDATES = "100"
+SAME_TIME = 0.8
+"""Part of another's CPU time from which on nothing is said to be saved: two timings may differ by as much."""
+
+
+def summary_section(measured: Measured | None, cost: Cost | None) -> list[str]:
+    """Five sentences on the first protocol with a finished reference; what a sentence lacks is named instead."""
+    if measured is None or cost is None:
+        return []
+    sentences = {
+        f"`{measured.reference}` against `{RIVAL}`": _over_rival(measured),
+        f"`{measured.reference}` against several `{RIVAL}`": _over_several(measured),
+        f"`{measured.reference}` against `{WHOLE}`": _against_whole(measured, cost),
+        "what pre-training is worth": _pretraining(measured),
+        "what the tokens hold by themselves": _tokens_alone(measured),
+    }
+    lines = [sentence or f"Not measured: {what}." for what, sentence in sentences.items()]
+    return [f"## In five sentences, {measured.protocol}", bullets(lines)]
+
+
+def _over_rival(measured: Measured) -> str | None:
+    compared, reference = measured.compared, measured.reference
+    assert compared is not None
+    one, ratio = compared.difference(RIVAL), minutes_ratio(measured, RIVAL)
+    if one is None or one.single is None or ratio is None:
+        return None
+    return (
+        f"`{reference}` has a test AUC of {with_deviation(compared.spread(reference)['auc'])} in single seeds, `{RIVAL}` "
+        f"{with_deviation(compared.spread(RIVAL)['auc'])}; averaged over seeds {seeds_text(one.seeds)} the difference is "
+        f"{_interval(one.paired)}, for {number(1 / ratio, 1)} times the CPU minutes."
+    )
+
+
+def _over_several(measured: Measured) -> str | None:
+    averaged = averaged_rival(measured)
+    if averaged is None:
+        return None
+    return (
+        f"For {number(averaged.ratio, 2)} of `{measured.reference}`'s CPU minutes one may have `{RIVAL}` {len(averaged.seeds)} times and average it: "
+        f"single seeds of `{measured.reference}` are {_interval(averaged.paired)} from that."
+    )
+
+
+def _against_whole(measured: Measured, cost: Cost) -> str | None:
+    compared, reference, models = measured.compared, measured.reference, cost["models"]
+    assert compared is not None
+    one = compared.difference(WHOLE)
+    if one is None or not {reference, WHOLE} <= set(models):
+        return None
+    bytes_ours, bytes_theirs = (_state_bytes(measured, name) for name in (reference, WHOLE))
+    ours, theirs = (models[name]["cpu_ms"][SHOWN_CANDIDATES] for name in (reference, WHOLE))
+    word = {"better": "above", "worse": "below"}.get(one.verdict().split()[0], "not told apart from")
+    bought = [
+        what
+        for what, cheaper in (
+            ("bytes", bytes_ours < bytes_theirs),
+            ("CPU of scoring", ours < SAME_TIME * theirs),
+        )
+        if cheaper
+    ]
+    return (
+        f"`{reference}` is {word} `{WHOLE}` ({_interval(one.paired)}), with {thousands(bytes_ours)} bytes a user against "
+        f"{thousands(bytes_theirs)} and {number(ours, 2)} ms of scorer CPU for {SHOWN_CANDIDATES} candidates against "
+        f"{number(theirs, 2)}: what it saves is {' and '.join(bought) or 'nothing'}."
+    )
+
+
+def _pretraining(measured: Measured) -> str | None:
+    fresh, unlabelled = (_worth(measured, name) for name in (FRESH, WITHOUT_LABELS))
+    if fresh is None:
+        return None
+    rest = (
+        f", and without labels and behaviours among its targets {unlabelled} less"
+        if unlabelled
+        else "; without labels and behaviours among its targets it is not measured"
+    )
+    return f"Pre-training, which sees the training rows' labels as event labels, is worth an AUC of {fresh}{rest}."
+
+
+def _tokens_alone(measured: Measured) -> str | None:
+    recent, queries, beside = (_worth(measured, name) for name in (TOKENS_ALONE, POOLED, POOLED_BESIDE))
+    if recent is None:
+        return None
+    rest = f", tokens in place of the history's mean {queries}" if queries else ""
+    rest += f", the same beside recent events {beside}" if beside else ""
+    return f"In AUC, recent events beside the tokens are worth {recent}{rest}."
+
+
+def _worth(measured: Measured, name: str) -> str | None:
+    """What a part is worth, by the model without it; None where either has no finished seed in common."""
+    compared = measured.compared
+    assert compared is not None
+    one = compared.difference(name, ablated_of(measured, name))
+    return (
+        None
+        if one is None
+        else f"{_interval(one.paired)} ({len(one.seeds)} seed{'s' * (len(one.seeds) > 1)})"
+    )
+
+
+def _state_bytes(measured: Measured, name: str) -> int:
+    size: int = next(iter(measured.records[name].values()))["state_bytes"]
+    return size
+
+
+def _interval(paired: dict[str, dict[str, Any]]) -> str:
+    return with_interval(paired["auc"]["difference"], paired["auc"]["interval_95"], "+")
+
+
+def setup_section(measured: Measured) -> list[str]:
+    """How each model was trained, by its configuration."""
+    rows = [_setup(next(iter(seeds.values()))) for seeds in measured.cells.values()]
+    blocks = [
+        "### Set-up",
+        (
+            "Training: epochs (of fine-tuning: at most), histories a batch, learning rate; rows: trained on one encoded "
+            "history; encoder: its part of that rate. DIN is without Dice and mini-batch aware regularisation, DIEN without "
+            "its auxiliary loss."
+        ),
+        table(["model", "pre-training", "fine-tuning", "rows", "encoder", "state", "teacher"], rows),
+    ]
+    supervised = [
+        name
+        for name, seeds in measured.cells.items()
+        if (cell := next(iter(seeds.values()))).plan.kind not in BASELINES and _sees_labels(cell)
+    ]
+    if supervised:
+        blocks.append(
+            "Pre-training is supervised, too, where events have labels: those of the training rows are targets of events that "
+            "are scored as candidates, and behaviours are, which may be what labels are made of (a rating of 4 or more). No "
+            "baseline is trained so. That is so of: " + ", ".join(f"`{name}`" for name in supervised) + "."
+        )
+    return blocks
+
+
+def _sees_labels(cell: Cell) -> bool:
+    masking = cell.config.pretrain.masking
+    features = cell.config.features
+    told = features.event_label is not None or bool(features.behaviour_features)
+    return cell.plan.pretrained and masking.candidate_weight > 0 and told
+
+
+def _setup(cell: Cell) -> list[str]:
+    config, ours = cell.config, cell.plan.kind not in BASELINES
+    model, tuning = config.model, config.finetune
+    state = NONE
+    if ours and model.state == "sequence":
+        state = f"{model.layers} layers"
+    elif ours:
+        tokens = model.query_tokens if model.query_layers else 1
+        state = f"{tokens} token{'s' * (tokens > 1)}, {model.recent_events} events"
+    return [
+        cell.model,
+        _steps(config.pretrain) if ours and cell.plan.pretrained else NONE,
+        _steps(tuning),
+        str(tuning.rows_per_history),
+        number(tuning.encoder_rate, 1) if ours else NONE,
+        state,
+        f"{cell.teacher.model}, {number(tuning.teacher_weight, 1)}" if cell.teacher else NONE,
+    ]
+
+
+def _steps(options: OptimizerConfig) -> str:
+    return f"{options.epochs} of {options.batch_size} at {options.learning_rate:g}"
