@@ -12,11 +12,11 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help install demo demo-once test check format bench bench-peers study constraints openapi clean
+.PHONY: help install demo demo-once test check format bench bench-freshness bench-peers chaos study constraints openapi clean
 
 help: ## what can be made
 	@echo "srp4ctr: make TARGET"
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 	@echo "Settings: PYTHON ($(PYTHON)) makes .venv; TORCH_INDEX is an extra index for torch, such as PyTorch's CPU wheels."
 
 install: $(INSTALLED) ## everything into .venv; done by every other target when dependencies have changed
@@ -51,9 +51,17 @@ format: $(INSTALLED) ## put the code into its format
 bench: demo-once ## CPU a request of the demo's model, against the bare ONNX Runtime run
 	@$(BIN)/python -m srp4ctr_loadtest.bench
 
+bench-freshness: demo-once ## event to fresh score, publishing, bytes a user, rollback, AUC by delay; ten minutes
+	@$(BIN)/python -m srp4ctr_offline.study.delays configs/movielens-100k.toml
+	@$(BIN)/python -m srp4ctr_loadtest.freshness --delays var/runs/movielens-100k/delays/metrics.json \
+		--out docs/benchmarks/freshness.json
+
 bench-peers: demo-once ## our service beside FastAPI, Triton, MLServer, BentoML, Ray Serve and LitServe; 2 GB, about an hour
 	@$(BIN)/python -m srp4ctr_loadtest.peers install || true
 	@$(BIN)/python -m srp4ctr_loadtest.peers run
+
+chaos: $(INSTALLED) ## kill -9 of everything 200 times under load, every answer checked; half an hour
+	@$(BIN)/python -m srp4ctr_loadtest.chaos
 
 study: $(INSTALLED) ## train what configs/study.toml plans and is not there yet, then report; hours, and may be cut off
 	@$(BIN)/python -m srp4ctr_offline.study.run

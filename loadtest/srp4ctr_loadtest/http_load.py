@@ -62,8 +62,8 @@ class Load:
         return [float(one) for one in found]
 
 
-class _Connection(asyncio.Protocol):
-    """One connection with one request under way at a time."""
+class Connection(asyncio.Protocol):
+    """One connection with one request under way at a time; ServiceNotReady where the server closes it."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
@@ -118,13 +118,14 @@ def open_loop(
     return uvloop.run(_open(url, requests, connections, rate, seconds))
 
 
-async def _connect(url: str, connections: int) -> list[_Connection]:
+async def connect(url: str, connections: int) -> list[Connection]:
+    """So many open connections to the URL's server, each of which the caller closes."""
     loop = asyncio.get_running_loop()
     parts = urlsplit(url)
     opened = []
     for _ in range(connections):
         _, protocol = await loop.create_connection(
-            _Connection, parts.hostname or "localhost", parts.port or 80
+            Connection, parts.hostname or "localhost", parts.port or 80
         )
         opened.append(protocol)
     return opened
@@ -136,14 +137,14 @@ async def _closed(url: str, requests: Sequence[Request], connections: int, count
     # One iterator for all connections: which takes which request does not matter.
     left: Iterator[Request] = itertools.islice(itertools.cycle(requests), count)
 
-    async def keep_asking(connection: _Connection) -> None:
+    async def keep_asking(connection: Connection) -> None:
         for request in left:
             began = loop.time()
             status, load.last_body = await connection.ask(request)
             load.latencies.append(loop.time() - began)
             load.statuses[status] += 1
 
-    opened = await _connect(url, connections)
+    opened = await connect(url, connections)
     began = loop.time()
     await asyncio.gather(*map(keep_asking, opened))
     load.seconds = loop.time() - began
@@ -155,8 +156,8 @@ async def _closed(url: str, requests: Sequence[Request], connections: int, count
 async def _open(url: str, requests: Sequence[Request], connections: int, rate: float, seconds: float) -> Load:
     loop = asyncio.get_running_loop()
     load = Load("open")
-    free: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()
-    opened = await _connect(url, connections)
+    free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+    opened = await connect(url, connections)
     for connection in opened:
         free.put_nowait(connection)
     gaps = np.random.default_rng(0).exponential(1 / rate, int(rate * seconds * 1.2) + 10)

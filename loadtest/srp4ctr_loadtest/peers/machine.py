@@ -33,8 +33,8 @@ def redis_on(workload: Workload, core: int) -> Iterator[list[str]]:
         process.cpu_affinity(cores)
 
 
-def about(workload: Workload, peers: Sequence[Peer], plan: Plan) -> dict[str, str]:
-    """What a run was made of, for its report."""
+def machine() -> str:
+    """Processor, number of CPUs, system and Python."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -43,6 +43,11 @@ def about(workload: Workload, peers: Sequence[Peer], plan: Plan) -> dict[str, st
         ),
         platform.machine(),
     )
+    return f"{cpu}, {os.cpu_count()} CPUs, {platform.system()}, Python {platform.python_version()}"
+
+
+def about(workload: Workload, peers: Sequence[Peer], plan: Plan) -> dict[str, str]:
+    """What a run was made of, for its report."""
     cores = (
         f"the server on core {plan.server_core}, the loader on core {plan.loader_core}"
         if plan.server_core != plan.loader_core
@@ -51,7 +56,7 @@ def about(workload: Workload, peers: Sequence[Peer], plan: Plan) -> dict[str, st
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "model": workload.subject.version,
-        "machine": f"{cpu}, {os.cpu_count()} CPUs, {platform.system()}, Python {platform.python_version()}; {cores}",
+        "machine": f"{machine()}; {cores}",
         "a closed loop": f"{plan.requests} requests a round",
         "an open loop": f"{plan.open_loop_s:g} s",
         "versions": ", ".join(dict.fromkeys(version_of(peer.environment) for peer in peers)),

@@ -1,0 +1,69 @@
+"""Who is killed, and when."""
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from srp4ctr_loadtest.chaos.jobs import Jobs, Kind
+from srp4ctr_loadtest.chaos.processes import System
+
+Target = Literal["publish", "activate", "refresh", "service", "redis"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+BEFORE = 0.25
+"""Of the kills of jobs, those before the job has a connection to Redis: it can do no harm then."""
+RETRY_S = 0.05
+
+
+class Killer:
+    """kill -9, as often for each kind of target, in random order."""
+
+    def __init__(self, system: System, jobs: Jobs, random: np.random.Generator) -> None:
+        self.killed: Counter[Target] = Counter()
+        self._system = system
+        self._jobs = jobs
+        self._random = random
+
+    async def kill(self, count: int, targets: Sequence[Target], gap_s: float) -> None:
+        """So many kills, so many seconds apart on average; says on standard error what it does."""
+        began = time.monotonic()
+        in_turn = [targets[place % len(targets)] for place in range(count)]
+        for number, place in enumerate(self._random.permutation(count), 1):
+            await asyncio.sleep(self._random.exponential(gap_s))
+            target = in_turn[place]
+            if target in ("publish", "activate"):
+                await self._kill_job(target)
+            else:
+                await self._kill_process(target)
+            self.killed[target] += 1
+            seconds = time.monotonic() - began
+            print(f"{number:>4}/{count} kill -9 {target} after {seconds:.1f} s", file=sys.stderr, flush=True)
+
+    async def _kill_process(self, target: Literal["refresh", "service", "redis"]) -> None:
+        one = {
+            "refresh": self._system.refresh[int(self._random.integers(len(self._system.refresh)))],
+            "service": self._system.service,
+            "redis": self._system.redis,
+        }[target]
+        while True:
+            if one.kill():
+                return
+            await asyncio.sleep(RETRY_S)
+
+    async def _kill_job(self, kind: Kind) -> None:
+        took = self._jobs.took[kind]
+        while True:
+            run = await self._jobs.running(kind)
+            if self._random.uniform() < BEFORE:
+                wait_s = took.before_s
+            elif await run.connected():
+                wait_s = took.connected_s
+            else:
+                continue
+            await asyncio.sleep(wait_s * self._random.uniform())
+            if run.kill():
+                return

@@ -1,0 +1,194 @@
+"""What an answer may be, computed offline from what the harness itself has sent."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srp4ctr.contract.events import RawEvent
+from srp4ctr.contract.state import UserState, decode_state, encode_state
+from srp4ctr.contract.transforms import CONTEXT
+from srp4ctr.runtime.bundle import Bundle
+from srp4ctr.runtime.event_store import History
+from srp4ctr.runtime.history_encoder import HistoryEncoder
+from srp4ctr.runtime.items import Vectors
+from srp4ctr.runtime.sessions import OnnxScorer
+from srp4ctr_loadtest.chaos.traffic import Acts, Observation
+
+TOLERANCE = 1e-5
+QUANTISED_TOLERANCE = 1e-4
+"""Between two probabilities that are the same, where states are not int8 and where they are. Users who are encoded in other
+company differ in the last bits of float32, and now and then a number of a state then rounds to its other neighbour, which
+moves a probability by up to 2e-6 in float16 and 5e-5 in int8. One more event moves one of twenty by 3e-4 and more in the
+versions whose states are float16 and by 1e-4 and more in the other, and another version moves it by 5e-2."""
+NOTICE_S = 1.0
+"""Until Redis must have told each process of the service what has changed: milliseconds, and more on a busy machine."""
+NO_STATE = {"redis_unavailable", "deadline"}
+"""Why a state could not be read though it is not damaged."""
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What publish wrote: raw histories by user, and the bytes of states by version and user."""
+
+    histories: Mapping[str, Sequence[RawEvent]]
+    states: Mapping[str, Mapping[str, bytes]]
+
+
+class Verdict(NamedTuple):
+    """Whether an answer is right, and why it is not.
+
+    `late`: it is right but for events that were acknowledged so shortly before, `late_s` seconds, that the process which
+    answered had not been told.
+    """
+
+    outcome: Literal["right", "late", "wrong", "mixed"]
+    reason: str = ""
+    late_s: float = 0.0
+
+
+class Model:
+    """One version, run offline."""
+
+    def __init__(self, bundle: Bundle, snapshot: Snapshot) -> None:
+        self.bundle = bundle
+        self.version = bundle.manifest.version
+        quantised = any(array.dtype == "int8" for array in bundle.manifest.state.arrays)
+        self._tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE
+        self._histories = snapshot.histories
+        self._states = snapshot.states[self.version]
+        self._encoder = HistoryEncoder(bundle)
+        self._scorer = OnnxScorer(bundle)
+        self._encoded: dict[tuple[str, int], UserState] = {}
+
+    def state(self, acts: Acts, count: int) -> UserState:
+        """The user's state with the first `count` events since the snapshot; the cold one where there is nothing at all."""
+        key = acts.user_id, count
+        if key not in self._encoded:
+            self._encoded[key] = self._encode(acts.user_id, acts.sent[:count])
+        return self._encoded[key]
+
+    def knows(self, user_id: str) -> bool:
+        """Whether the user was in the snapshot."""
+        return user_id in self._states
+
+    def vectors(self, item_ids: Sequence[str]) -> Vectors:
+        """What a scorer takes of the items."""
+        return self.bundle.items.vectors[self.bundle.items.rows(item_ids)]
+
+    def score(self, state: UserState, vectors: Vectors, context: Mapping[str, object]) -> Scores:
+        """Probabilities in that context."""
+        codes = self.bundle.transforms.encode_values(CONTEXT, context, CONTEXT)
+        return self._scorer(state, vectors, codes[None])
+
+    def same(self, scores: Scores, expected: Scores) -> bool:
+        """Whether two arrays of its probabilities are the same but for rounding."""
+        return scores.shape == expected.shape and bool(np.abs(scores - expected).max() <= self._tolerance)
+
+    def fits(self, items: "Model", states: "Model") -> bool:
+        """Whether its scorer could run with the items and the states of others."""
+        widths = {one.bundle.items.vectors.shape[1] for one in (self, items)}
+        return len(widths) == 1 and self.bundle.manifest.state == states.bundle.manifest.state
+
+    def decode(self, data: bytes) -> UserState:
+        """A state of this version."""
+        manifest = self.bundle.manifest
+        return decode_state(data, manifest.state, manifest.fingerprint_bytes)
+
+    def _encode(self, user_id: str, since: Sequence[RawEvent]) -> UserState:
+        published = self._states.get(user_id)
+        if not since:
+            return self.bundle.cold_state if published is None else self.decode(published)
+        events = [*self._histories.get(user_id, ()), *since]
+        # For the user's features.
+        held = {} if published is None else {self.version: published}
+        (encoded,) = self._encoder.encode([History(user_id, 0, events, held)])
+        manifest = self.bundle.manifest
+        # As it is stored.
+        return self.decode(encode_state(encoded.state, manifest.state, manifest.fingerprint_bytes))
+
+
+class Oracle:
+    """Judges answers, and knows what states should be."""
+
+    def __init__(self, bundles: Mapping[str, Bundle], snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.models = {version: Model(bundle, snapshot) for version, bundle in bundles.items()}
+
+    def judge(self, seen: Observation) -> Verdict:
+        """Whether the answer is what its version gives of one of the states that it may be of."""
+        if seen.model_version not in seen.versions:
+            return Verdict("wrong", f"{seen.model_version} cannot have been active")
+        model = self.models[seen.model_version]
+        scores = np.array(seen.answer["scores"], np.float32)
+        if seen.answer["tier"] == "prior":
+            items = model.bundle.items
+            right = model.same(scores, items.prior[items.rows(seen.item_ids)])
+            return Verdict("right") if right else Verdict("wrong", "these are not the items' click rates")
+        why = _impossible(seen)
+        if why is not None:
+            return Verdict("wrong", why)
+        vectors = model.vectors(seen.item_ids)
+        for least, late_s in _known(seen):
+            for state in _states(model, seen, least):
+                if model.same(scores, model.score(state, vectors, seen.context)):
+                    return Verdict("late" if late_s else "right", late_s=late_s)
+        return self._source(seen, scores)
+
+    def _source(self, seen: Observation, scores: Scores) -> Verdict:
+        """What gives these scores: parts of several versions, a state that it may not be of, or nothing known."""
+        for scorer, items, states in product(self.models.values(), repeat=3):
+            if not scorer.fits(items, states):
+                continue
+            vectors = items.vectors(seen.item_ids)
+            for count in range(seen.most + 1):
+                if scorer.same(scores, scorer.score(states.state(seen.acts, count), vectors, seen.context)):
+                    used = f"scorer {scorer.version}, items {items.version}, state {states.version} of {count} events"
+                    whole = {scorer.version, items.version, states.version} == {seen.model_version}
+                    known = f"{seen.least} had been acknowledged, {seen.most} sent"
+                    return Verdict("wrong" if whole else "mixed", f"it comes of {used}; {known}")
+        said = seen.answer["user_state"]
+        return Verdict("wrong", f"nothing known gives these scores, said to be {said['status']}")
+
+
+def _impossible(seen: Observation) -> str | None:
+    """Why the answer cannot be right, by what it says of the user's state; None where it can."""
+    said, degraded = seen.answer["user_state"], set(seen.answer["degraded"])
+    status, behind = said["status"], said["events_behind"]
+    if not degraded <= NO_STATE:
+        return f"it is degraded by {sorted(degraded)}, though no state is damaged"
+    if (behind is None) != bool(degraded):
+        return f"it is {behind} events behind, and degraded by {sorted(degraded)}"
+    if status == "missing" and not degraded:
+        return "the state is missing, and it does not say why"
+    if status == "fresh" and behind != 0:
+        return f"it is fresh, and {behind} events behind"
+    return None
+
+
+def _known(seen: Observation) -> Iterator[tuple[int, float]]:
+    """How many acknowledged events the service knew of, and by how many seconds what it knew was too old."""
+    yield seen.least, 0.0
+    for count in reversed(range(seen.least)):
+        late_s = seen.asked_at - seen.acts.acknowledged_at[count]
+        if late_s > NOTICE_S:
+            return
+        yield count, late_s
+
+
+def _states(model: Model, seen: Observation, least: int) -> list[UserState]:
+    """The states that the answer may be of, where the service knew of at least so many acknowledged events."""
+    said = seen.answer["user_state"]
+    status, behind = said["status"], said["events_behind"]
+    if status == "missing":
+        return [model.bundle.cold_state]
+    # A state may have events that were not counted yet when it was encoded; without Redis it may be of any time before.
+    first = 0 if behind is None else max(0, least - behind)
+    counts = range(first, 1 if status == "cold" else seen.most + 1)
+    states = [model.state(seen.acts, count) for count in counts]
+    return [state for state in states if (state.events == 0) == (status == "cold")]

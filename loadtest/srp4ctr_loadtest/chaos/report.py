@@ -1,0 +1,125 @@
+"""What a run found: a table for people, one JSON line, and what of it should not be."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from srp4ctr_loadtest.chaos.aftermath import Aftermath
+from srp4ctr_loadtest.chaos.oracle import Oracle
+from srp4ctr_loadtest.chaos.traffic import Observation
+
+REASONS = 10
+
+
+@dataclass
+class Answers:
+    """Answers about users, judged; those about users who lost events, of whom nothing can be said, are not checked."""
+
+    answers: int = 0
+    checked: int = 0
+    wrong: int = 0
+    mixed: int = 0
+    late: int = 0
+    """Right but for events that were acknowledged just before, at most so many milliseconds:"""
+    latest_ms: float = 0.0
+    states: Counter[str] = field(default_factory=Counter)
+    """What they say of the user's state, or that they are of the prior tier."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why which of them are not right."""
+
+    @classmethod
+    def judged(cls, seen: Iterable[Observation], oracle: Oracle, without: Collection[str]) -> "Answers":
+        """All answers but those about some users."""
+        found = cls()
+        for one in seen:
+            found.answers += 1
+            said = one.answer["user_state"]["status"]
+            found.states[said if one.answer["tier"] == "full" else one.answer["tier"]] += 1
+            if one.acts.user_id in without:
+                continue
+            found.checked += 1
+            outcome, reason, late_s = oracle.judge(one)
+            found.wrong += outcome == "wrong"
+            found.mixed += outcome == "mixed"
+            found.late += outcome == "late"
+            found.latest_ms = max(found.latest_ms, round(1000 * late_s, 1))
+            if outcome in ("wrong", "mixed"):
+                found.reasons[f"{outcome}, {said}: {reason}"] += 1
+        return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a run has counted."""
+
+    settings: Mapping[str, Any]
+    kills: Mapping[str, int]
+    answers: Answers
+    aftermath: Aftermath
+    events: Mapping[str, int]
+    """`sent` once or more often, `acknowledged`, and `resent` after that."""
+    jobs: Mapping[str, int]
+    """`completed`; `reruns`: those that were cut off, and `reruns_completed`."""
+    job_failures: Mapping[str, int]
+    ended: Mapping[str, int]
+    """Processes that ended by themselves, by name and exit code."""
+    errors_by_type: Mapping[str, int]
+    """Requests without an answer."""
+    seconds: float
+
+    def lines(self) -> Iterator[str]:
+        """The table, and the JSON line last."""
+        after = asdict(self.aftermath) | {"lost_of": len(self.aftermath.lost_of)}
+        answers = asdict(self.answers)
+        answers.pop("reasons")
+        answers.pop("states")
+        for title, counts in {
+            "kills": self.kills,
+            "answers": answers,
+            "  by user state": self.answers.states,
+            "requests without an answer": self.errors_by_type,
+            "events": self.events,
+            "afterwards": after,
+            "jobs": self.jobs,
+            "  failed, not killed": self.job_failures,
+            "processes that ended by themselves": self.ended,
+        }.items():
+            yield f"{title:<36}" + (", ".join(f"{name} {count}" for name, count in counts.items()) or "none")
+        for reason, count in self.answers.reasons.most_common(REASONS):
+            yield f"NOT RIGHT, {count} x: {reason}"
+        for wrong in self.failures():
+            yield f"FAILED: {wrong}"
+        yield json.dumps(self._summary(answers, after))
+
+    def failures(self) -> list[str]:
+        """What should not be; empty where all is well."""
+        bad = {"wrong answers": self.answers.wrong, "answers of mixed versions": self.answers.mixed}
+        bad |= {
+            f"afterwards {name}": count for name, count in asdict(self.aftermath).items() if name != "lost_of"
+        }
+        bad["jobs that never completed"] = self.jobs["reruns"] - self.jobs["reruns_completed"]
+        bad["events that were never acknowledged"] = self.events["sent"] - self.events["acknowledged"]
+        bad["answers of status 500"] = sum(
+            count for kind, count in self.errors_by_type.items() if kind.startswith("500")
+        )
+        return [f"{count} {what}" for what, count in bad.items() if count]
+
+    def _summary(self, answers: Mapping[str, Any], after: Mapping[str, int]) -> dict[str, Any]:
+        return {
+            "benchmark": "chaos",
+            **self.settings,
+            "kills": self.kills,
+            **answers,
+            **{f"events_{name}": count for name, count in self.events.items()},
+            **after,
+            "jobs_completed": self.jobs["completed"],
+            "reruns": self.jobs["reruns"],
+            "reruns_completed": self.jobs["reruns_completed"],
+            "job_failures": self.job_failures,
+            "ended": self.ended,
+            "user_states": self.answers.states,
+            "errors_by_type": self.errors_by_type,
+            "seconds": round(self.seconds, 1),
+        }

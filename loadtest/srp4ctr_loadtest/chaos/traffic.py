@@ -1,0 +1,233 @@
+"""The load: users who are scored and who act, each event sent until it is acknowledged; all is noted for the oracle."""
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+
+from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.contract.events import RawEvent, Value
+
+CONNECTIONS = 16
+ACTS = 0.3
+"""Of all requests, those that tell what users did."""
+BATCHES = 0.2
+"""Of the questions, those about several users at a time."""
+MOST_USERS = 4
+"""Of a batch, and of events that are sent together."""
+CANDIDATES = 20
+AGAIN = 0.1
+"""Of the events, those that are sent once more after they have been acknowledged."""
+DEADLINE_MS = 5000
+TIMEOUT_S = 20.0
+RETRY_S = 0.1
+HOURS, DEVICES = 24, ("mobile", "desktop", "tablet")
+EVENT_TYPES = ("click", "cart", "buy")
+
+
+@dataclass(eq=False)
+class Acts:
+    """What one user did since the snapshot, in order: the next is sent when the one before is acknowledged."""
+
+    user_id: str
+    sent: list[RawEvent] = field(default_factory=list)
+    acknowledged_at: list[float] = field(default_factory=list)
+    """When, by the monotonic clock; of the first events that were sent, all but at most one."""
+    busy: bool = False
+
+    @property
+    def acknowledged(self) -> int:
+        """Events that have been acknowledged."""
+        return len(self.acknowledged_at)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An answer about a user, and how many of the user's events may be in it at all.
+
+    `least` had been acknowledged when it was asked for, at `asked_at` by the monotonic clock; `most` had been sent when it
+    was there; `versions` might have been active by then.
+    """
+
+    acts: Acts
+    item_ids: Sequence[str]
+    context: Mapping[str, Any]
+    asked_at: float
+    least: int
+    most: int
+    versions: frozenset[str]
+    model_version: str
+    answer: Mapping[str, Any]
+
+
+@dataclass
+class Traffic:
+    """Asks and tells about users, a few of them far more often than most, about `rate` times a second."""
+
+    url: str
+    users: Sequence[str]
+    items: Sequence[str]
+    may_be_active: set[str]
+    rate: float
+    random: np.random.Generator
+    observations: list[Observation] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    """Requests that were not answered with 200, by status and type, or by what the connection ended in."""
+    resent: int = 0
+
+    def __post_init__(self) -> None:
+        self.acts = [Acts(user_id) for user_id in self.users]
+        weights = 1 / np.arange(1, len(self.users) + 1)
+        self._weights = self.random.permutation(weights / weights.sum())
+        self._numbers = itertools.count(1)
+        self._stopping = False
+
+    @property
+    def sent(self) -> int:
+        """Events."""
+        return sum(len(one.sent) for one in self.acts)
+
+    @property
+    def acknowledged(self) -> int:
+        """Events."""
+        return sum(one.acknowledged for one in self.acts)
+
+    def stop(self) -> None:
+        """Send nothing new; what has been sent is sent again until it is acknowledged."""
+        self._stopping = True
+
+    async def go_on(self) -> None:
+        """Until stopped."""
+        async with self._client() as client, asyncio.TaskGroup() as group:
+            for _ in range(CONNECTIONS):
+                group.create_task(self._ask_and_tell(client))
+
+    async def ask_about(self, users: Sequence[Acts]) -> None:
+        """One question about each, asked until it is answered."""
+        async with self._client() as client:
+            for one in users:
+                while True:
+                    if await self._ask(client, [one]):
+                        break
+                    await asyncio.sleep(RETRY_S)
+
+    def _client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self.url, timeout=TIMEOUT_S, limits=httpx.Limits(max_connections=CONNECTIONS)
+        )
+
+    async def _ask_and_tell(self, client: httpx.AsyncClient) -> None:
+        while not self._stopping:
+            await asyncio.sleep(self.random.exponential(CONNECTIONS / self.rate))
+            if self.random.uniform() < ACTS:
+                await self._act(client)
+                continue
+            several = self.random.uniform() < BATCHES
+            await self._ask(client, self._some(2, MOST_USERS) if several else self._some(1, 1))
+
+    def _some(self, least: int, most: int) -> list[Acts]:
+        count = int(self.random.integers(least, most + 1))
+        places = self.random.choice(len(self.acts), count, replace=False, p=self._weights)
+        return [self.acts[place] for place in places]
+
+    async def _ask(self, client: httpx.AsyncClient, users: Sequence[Acts]) -> bool:
+        """Ask about these users, and note what is answered; False where nothing is."""
+        asked = [
+            {
+                "user_id": one.user_id,
+                "item_ids": self.random.choice(self.items, CANDIDATES).tolist(),
+                "context": {
+                    "hour": int(self.random.integers(HOURS)),
+                    "device": str(self.random.choice(DEVICES)),
+                },
+            }
+            for one in users
+        ]
+        least = [one.acknowledged for one in users]
+        asked_at = time.monotonic()
+        deadline = {"deadline_ms": DEADLINE_MS}
+        if len(users) == 1:
+            answer = await self._post(client, "/score", asked[0] | deadline)
+        else:
+            answer = await self._post(client, "/score/batch", {"requests": asked} | deadline)
+        if answer is None:
+            return False
+        answers = [answer] if len(users) == 1 else answer["answers"]
+        for one, question, known, own in zip(users, asked, least, answers, strict=True):
+            self.observations.append(
+                Observation(
+                    acts=one,
+                    item_ids=question["item_ids"],
+                    context=question["context"],
+                    asked_at=asked_at,
+                    least=known,
+                    most=len(one.sent),
+                    versions=frozenset(self.may_be_active),
+                    model_version=answer["model_version"],
+                    answer=own,
+                )
+            )
+        return True
+
+    async def _act(self, client: httpx.AsyncClient) -> None:
+        """Some users, of those who have none under way, do something; it is sent until it is acknowledged."""
+        users = [one for one in self._some(1, MOST_USERS) if not one.busy]
+        if not users:
+            return
+        events = []
+        for one in users:
+            one.busy = True
+            if one.acknowledged and self.random.uniform() < AGAIN:
+                events.append(_body(one.user_id, one.sent[-1]))
+                self.resent += 1
+            one.sent.append(self._event(one))
+            events.append(_body(one.user_id, one.sent[-1]))
+        while True:
+            if await self._post(client, "/events", {"events": events}) is not None:
+                break
+            await asyncio.sleep(RETRY_S)
+        for one in users:
+            one.acknowledged_at.append(time.monotonic())
+            one.busy = False
+
+    def _event(self, acts: Acts) -> RawEvent:
+        now = time.time_ns() // 1_000_000
+        # Later than the one before, whatever the clock does.
+        later = max(now, acts.sent[-1].time_ms + 1) if acts.sent else now
+        features: dict[str, Value] = {
+            "event_type": str(self.random.choice(EVENT_TYPES)),
+            "dwell_seconds": round(float(self.random.exponential(30)), 1),
+        }
+        return RawEvent(later, f"e-{next(self._numbers)}", str(self.random.choice(self.items)), features)
+
+    async def _post(self, client: httpx.AsyncClient, path: str, body: object) -> Any:
+        """The answer; None where it is none, which is counted."""
+        try:
+            answer = await client.post(path, content=orjson.dumps(body))
+        except httpx.HTTPError as error:
+            self.errors[type(error).__name__] += 1
+            return None
+        if answer.status_code == httpx.codes.OK:
+            return orjson.loads(answer.content)
+        if answer.is_client_error:
+            # Nothing of it would ever be taken.
+            raise Srp4ctrError(f"POST {path} was refused: {answer.text}")
+        self.errors[f"{answer.status_code} {orjson.loads(answer.content)['type']}"] += 1
+        return None
+
+
+def _body(user_id: str, event: RawEvent) -> dict[str, Any]:
+    return {
+        "user_id": user_id,
+        "item_id": event.item_id,
+        "event_id": event.event_id,
+        "timestamp_ms": event.time_ms,
+        "features": dict(event.features),
+    }

@@ -1,0 +1,241 @@
+"""`make chaos`: it finds nothing where nothing is wrong, and what is planted where something is."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from srp4ctr.contract.events import RawEvent, pack_event
+from srp4ctr.contract.state import encode_state
+from srp4ctr.runtime.event_store import AsyncEventStore, EventStore, History
+from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
+from srp4ctr.runtime.redis_client import connect_async
+from srp4ctr.runtime.settings import StoreSettings
+from srp4ctr.runtime.state_store import StateStore
+from srp4ctr_loadtest.chaos.aftermath import examine, snapshot
+from srp4ctr_loadtest.chaos.kills import TARGETS
+from srp4ctr_loadtest.chaos.oracle import Oracle, Snapshot
+from srp4ctr_loadtest.chaos.place import Place
+from srp4ctr_loadtest.chaos.traffic import Acts, Observation
+from srp4ctr_loadtest.chaos.versions import VERSIONS
+
+USER = "someone"
+ASKED_AT = 1000.0
+"""Seconds, long after all that was acknowledged."""
+CONTEXT = {"hour": 3, "device": "mobile"}
+
+
+def acted(run, number):
+    """An event after those of the snapshot."""
+    features = {"event_type": ["buy", "click", "cart"][number], "dwell_seconds": [200.0, 1.0, 40.0][number]}
+    return RawEvent(1_800_000_000_000 + number, f"e-{number}", run.item_ids[number], features)
+
+
+def before(run):
+    """What a user did before the snapshot."""
+    return [
+        RawEvent(1_700_000_000_000 + number, "", run.item_ids[-number], {"event_type": "click"})
+        for number in range(1, 6)
+    ]
+
+
+def test_chaos(tiny, tiny_sequence, tmp_path):
+    """Everything is killed once under load: all answers are right, no event is lost, what is cut off completes."""
+    folder = tmp_path / "chaos"
+    runs = {}
+    for run in (tiny, tiny_sequence):
+        version = run.bundle.manifest.version
+        shutil.copytree(run.bundle.folder, folder / "bundles" / version)
+        # Without what the jobs write into it.
+        runs[version] = f"runs/{version}"
+        own = folder / runs[version]
+        own.mkdir(parents=True)
+        for stage in ("prepared", "finetune"):
+            (own / stage).symlink_to(run.run / stage)
+    (folder / VERSIONS).write_text(json.dumps(runs))
+    command = [sys.executable, "-m", "srp4ctr_loadtest.chaos", "--kills", str(len(TARGETS)), "--gap", "0.5"]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"SRP4CTR_VAR_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] == dict.fromkeys(TARGETS, 1)
+    assert found["checked"] == found["answers"] > 0
+    assert found["events_sent"] == found["events_acknowledged"] > 0
+    assert found["reruns"] == found["reruns_completed"] > 0
+    for name in ("wrong", "mixed", "lost", "duplicates", "behind", "wrong_states"):
+        assert found[name] == 0
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny, tiny_sequence):
+    """An oracle of two versions, and one user whom both know."""
+    bundles = {run.bundle.manifest.version: run.bundle for run in (tiny, tiny_sequence)}
+    states = {}
+    for version, bundle in bundles.items():
+        (one,) = HistoryEncoder(bundle).encode([History(USER, 0, before(tiny), {})])
+        packed = encode_state(one.state, bundle.manifest.state, bundle.manifest.fingerprint_bytes)
+        states[version] = {USER: packed}
+    return Oracle(bundles, Snapshot({USER: before(tiny)}, states))
+
+
+@pytest.fixture
+def answered(tiny, tiny_sequence, oracle):
+    """Makes an answer by the first version: of which of three events, and what it says, and what is known."""
+    item_ids = tiny.item_ids[:20]
+    acts = Acts(USER, [acted(tiny, number) for number in range(3)], acknowledged_at=[0.0] * 3)
+    one, other = (run.bundle.manifest.version for run in (tiny, tiny_sequence))
+
+    def make(count, least=0, by="one", status="fresh", behind=0, degraded=(), tier="full", user=acts):
+        model = oracle.models[one if by == "one" else other]
+        state = model.bundle.cold_state if count is None else model.state(user, count)
+        scores = model.score(state, model.vectors(item_ids), CONTEXT)
+        if tier == "prior":
+            scores = model.bundle.items.prior[model.bundle.items.rows(item_ids)]
+        said = {"status": status, "events_behind": behind, "age_ms": None}
+        answer = {"scores": scores.tolist(), "user_state": said, "degraded": list(degraded), "tier": tier}
+        return Observation(
+            user, item_ids, CONTEXT, ASKED_AT, least, len(user.sent), frozenset([one]), one, answer
+        )
+
+    return make
+
+
+def test_the_oracle_takes_what_may_be(oracle, answered):
+    """Right are the states with all acknowledged events, those that say what they lack, and others where Redis is away."""
+    away = {"behind": None, "degraded": ["redis_unavailable"]}
+    stranger = Acts("stranger", [])
+    for right in (
+        answered(3, least=3),
+        answered(3, least=2),
+        answered(1, least=2, behind=1, status="stale"),
+        answered(0, least=3, status="stale", **away),
+        answered(None, least=3, status="missing", **away),
+        answered(None, user=stranger, status="cold"),
+        answered(3, tier="prior", degraded=["deadline"]),
+    ):
+        assert oracle.judge(right).outcome == "right", right
+
+
+def test_the_oracle_notices_what_may_not_be(oracle, answered):
+    """Wrong is a state that is older than it says, one that nobody has, a damaged one, a version that is not active."""
+    right = answered(3, least=3)
+    other = right.answer | {"scores": [score + 1e-3 for score in right.answer["scores"]]}
+    for wrong, why in (
+        (answered(2, least=3), "state .* of 2 events"),
+        (answered(1, least=3, behind=1, status="stale"), "state .* of 1 events"),
+        (answered(3, behind=1), "fresh, and 1 events behind"),
+        (answered(None, least=3, status="missing", behind=None), "None events behind, and degraded by"),
+        (answered(None, least=3, status="cold", behind=3), "said to be cold"),
+        (answered(3, behind=None, degraded=["state_corrupt"]), "no state is damaged"),
+        (replace(right, answer=other), "nothing known"),
+        (replace(right, answer=right.answer | {"tier": "prior"}), "not the items' click rates"),
+        (replace(right, versions=frozenset()), "cannot have been active"),
+    ):
+        verdict = oracle.judge(wrong)
+        assert verdict.outcome == "wrong", why
+        assert re.search(why, verdict.reason), verdict
+
+
+def test_the_oracle_notices_a_mixture(oracle, answered):
+    """Scores of another version than the answer names are told from scores that are merely wrong."""
+    assert oracle.judge(answered(3, least=3, by="other")).outcome == "mixed"
+
+
+class World:
+    """Two users of a published version who have acted since, in a Redis of their own."""
+
+    def __init__(self, run, redis_server):
+        self.bundle = run.bundle
+        self.version = run.bundle.manifest.version
+        settings = StoreSettings(redis_url=redis_server.url, namespace="test")
+        self.place = Place(Path(), Path(), settings)
+        self.client = self.place.client()
+        self.states = StateStore(self.client, self.place.keys)
+        self.events = EventStore(self.client, self.place.keys, settings.retention)
+        self.users = [USER, "somebody"]
+        self.encoder = HistoryEncoder(run.bundle)
+        self.events.seed((user_id, [pack_event(one) for one in before(run)]) for user_id in self.users)
+        write_states(
+            self.encoder, [History(user_id, 0, before(run), {}) for user_id in self.users], self.states
+        )
+        self.states.mark_published(self.version, run.bundle.manifest.fingerprint, len(self.users))
+        self.states.activate(self.version, run.bundle.manifest.fingerprint)
+        self.oracle = Oracle({self.version: run.bundle}, snapshot(self.client, self.place, [self.version]))
+        sent = [acted(run, number) for number in range(3)]
+        self.acts = [Acts(user_id, sent, acknowledged_at=[0.0] * 3) for user_id in self.users]
+        asyncio.run(self._record(settings, sent))
+        self.refresh()
+
+    async def _record(self, settings, sent):
+        async with connect_async(settings, settings.redis_url) as client:
+            store = AsyncEventStore(client, self.place.keys, settings.retention)
+            await store.record(dict.fromkeys(self.users, sent), 5.0)
+
+    def refresh(self):
+        """What a worker does."""
+        write_states(self.encoder, self.events.histories(self.users, [self.version]), self.states)
+
+    def found(self, activated=None):
+        """What is not as it should be, by name."""
+        seen = examine(self.client, self.place, self.oracle, self.acts, activated or self.version)
+        return {name: value for name, value in vars(seen).items() if value}
+
+
+@pytest.fixture
+def world(tiny, redis_server):
+    """A world of the small run, in which all is well."""
+    world = World(tiny, redis_server)
+    assert world.found() == {}
+    yield world
+    world.client.close()
+
+
+def test_lost_and_repeated_events_are_noticed(world):
+    """An event that is gone, one that is there twice, and one that is in the wrong place, are each told."""
+    history = world.place.keys.history(USER)
+    stored = world.client.lrange(history, 0, -1)
+    world.client.lrem(history, 1, stored[-2])
+    assert world.found() == {"lost": 1, "lost_of": {USER}}
+    world.client.rpush(history, stored[-2])
+    assert world.found() == {"wrong_histories": 1}
+    world.client.rpush(history, stored[-2])
+    assert world.found() == {"duplicates": 1}
+
+
+def test_wrong_states_are_noticed(world):
+    """A state that lacks events and says so, one that lacks them and does not, and none at all, are each told."""
+    keys, manifest = world.place.keys, world.bundle.manifest
+    (right,) = world.states.get_many(world.version, [USER])
+    published = world.oracle.snapshot.states[world.version][USER]
+    world.client.set(keys.state(world.version, USER), published)
+    assert world.found() == {"behind": 1}
+    state = world.oracle.models[world.version].decode(published)
+    sequence = world.oracle.models[world.version].decode(right).sequence
+    lying = encode_state(replace(state, sequence=sequence), manifest.state, manifest.fingerprint_bytes)
+    world.client.set(keys.state(world.version, USER), lying)
+    assert world.found() == {"wrong_states": 1}
+    world.client.set(keys.state(world.version, USER), right[:-1])
+    assert world.found() == {"wrong_states": 1}
+    world.client.delete(keys.state(world.version, USER))
+    assert world.found() == {"behind": 1}
+
+
+def test_what_else_is_left_is_noticed(world):
+    """So are a count that is not the number of events, entries that were given up, and another version than was activated."""
+    keys = world.place.keys
+    first = int(world.client.get(keys.sequence(USER)).split()[0])
+    world.client.set(keys.sequence(USER), f"{first} {first + 2}")
+    world.client.xadd(keys.dead_letters(), {"user": USER, "reason": "planted"})
+    assert world.found("another") == {"wrong_counts": 1, "dead_letters": 1, "wrong_pointer": 1}
