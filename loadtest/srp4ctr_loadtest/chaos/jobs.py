@@ -38,13 +38,13 @@ class Run:
         """Whether it has not ended, nor been killed."""
         return self._process.returncode is None and not self.killed
 
-    def kill(self) -> bool:
-        """kill -9; False where it has ended."""
+    def kill(self) -> int | None:
+        """kill -9; the process's id, None where it has ended."""
         if not self.lives:
-            return False
+            return None
         self.killed = True
         self._process.kill()
-        return True
+        return self._process.pid
 
     async def connected(self) -> bool:
         """Wait until it has a connection to Redis; False where it has ended before."""

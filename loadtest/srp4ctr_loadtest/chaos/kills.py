@@ -36,25 +36,26 @@ class Killer:
             await asyncio.sleep(self._random.exponential(gap_s))
             target = in_turn[place]
             if target in ("publish", "activate"):
-                await self._kill_job(target)
+                pid = await self._kill_job(target)
             else:
-                await self._kill_process(target)
+                pid = await self._kill_process(target)
             self.killed[target] += 1
-            seconds = time.monotonic() - began
-            print(f"{number:>4}/{count} kill -9 {target} after {seconds:.1f} s", file=sys.stderr, flush=True)
+            said = f"{number:>4}/{count} after {time.monotonic() - began:.1f} s: kill -9 {pid}, {target}"
+            print(said, file=sys.stderr, flush=True)
 
-    async def _kill_process(self, target: Literal["refresh", "service", "redis"]) -> None:
+    async def _kill_process(self, target: Literal["refresh", "service", "redis"]) -> int:
         one = {
             "refresh": self._system.refresh[int(self._random.integers(len(self._system.refresh)))],
             "service": self._system.service,
             "redis": self._system.redis,
         }[target]
         while True:
-            if one.kill():
-                return
+            pid = one.kill()
+            if pid is not None:
+                return pid
             await asyncio.sleep(RETRY_S)
 
-    async def _kill_job(self, kind: Kind) -> None:
+    async def _kill_job(self, kind: Kind) -> int:
         took = self._jobs.took[kind]
         while True:
             run = await self._jobs.running(kind)
@@ -65,5 +66,6 @@ class Killer:
             else:
                 continue
             await asyncio.sleep(wait_s * self._random.uniform())
-            if run.kill():
-                return
+            pid = run.kill()
+            if pid is not None:
+                return pid

@@ -24,8 +24,8 @@ QUANTISED_TOLERANCE = 1e-4
 company differ in the last bits of float32, and now and then a number of a state then rounds to its other neighbour, which
 moves a probability by up to 2e-6 in float16 and 5e-5 in int8. One more event moves one of twenty by 3e-4 and more in the
 versions whose states are float16 and by 1e-4 and more in the other, and another version moves it by 5e-2."""
-NOTICE_S = 1.0
-"""Until Redis must have told each process of the service what has changed: milliseconds, and more on a busy machine."""
+NOTICE_S = 0.1
+"""Until Redis must have told each process of the service what has changed; it does so at once, and waits for nobody."""
 NO_STATE = {"redis_unavailable", "deadline"}
 """Why a state could not be read though it is not damaged."""
 

@@ -60,13 +60,13 @@ class Supervised:
         finally:
             await self._stop()
 
-    def kill(self) -> bool:
-        """kill -9; False where there is nothing to kill at the moment."""
+    def kill(self) -> int | None:
+        """kill -9; the process's id, None where there is nothing to kill at the moment."""
         if self._process is None or self._process.returncode is not None:
-            return False
+            return None
         self._killed = True
         self._process.kill()
-        return True
+        return self._process.pid
 
     def children(self) -> list[psutil.Process]:
         """Processes that it has started and that live."""
@@ -92,8 +92,8 @@ class Supervised:
 class Service(Supervised):
     """`srp4ctr serve` with several workers: killed is the process that supervises them, or one of them."""
 
-    def kill(self) -> bool:
-        """kill -9 of any of its processes."""
+    def kill(self) -> int | None:
+        """kill -9 of any of its processes; the process's id, None where there is nothing to kill at the moment."""
         workers = [child for child in self.children() if _works(child)]
         chosen = self._random.integers(len(workers) + 1)
         if chosen == len(workers):
@@ -101,8 +101,8 @@ class Service(Supervised):
         try:
             workers[chosen].kill()
         except psutil.NoSuchProcess:
-            return False
-        return True
+            return None
+        return int(workers[chosen].pid)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ class System:
                 yield system
             finally:
                 for task in kept:
-                    task.cancel()
+                    # Whoever is told twice to end its process does not wait for that.
+                    if not task.cancelling():
+                        task.cancel()
                 await asyncio.gather(*kept, return_exceptions=True)
 
     def ended(self) -> dict[str, int]:

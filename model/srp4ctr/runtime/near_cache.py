@@ -31,7 +31,8 @@ class NearCache:
     def __init__(self, entries: int, keep_s: float) -> None:
         """Keeps at most so many values, each for at most `keep_s` seconds."""
         self._kept: OrderedDict[str, tuple[Kept, str]] = OrderedDict()
-        self._key_of: dict[str, str] = {}
+        # Several: what is beside the states of all versions of a user is one key.
+        self._keys_of: dict[str, set[str]] = {}
         self._entries = entries
         self._keep_s = keep_s
         self._connection = 0
@@ -54,11 +55,10 @@ class NearCache:
         if not self._entries:
             return
         self._kept[key] = read, beside
-        self._key_of[beside] = key
+        self._keys_of.setdefault(beside, set()).add(key)
         self._kept.move_to_end(key)
         if len(self._kept) > self._entries:
-            _, (_, oldest) = self._kept.popitem(last=False)
-            self._key_of.pop(oldest, None)
+            self._drop(next(iter(self._kept)))
 
     def read(self, value: Value, beside: Value) -> Kept:
         """What was just read, as it would be kept."""
@@ -68,11 +68,19 @@ class NearCache:
         """Forget the key, whichever of the two it is, or everything."""
         if key is None:
             self._kept.clear()
-            self._key_of.clear()
+            self._keys_of.clear()
             return
-        _, beside = self._kept.pop(self._key_of.pop(key, key), (None, ""))
-        self._key_of.pop(beside, None)
+        for one in tuple(self._keys_of.get(key, (key,))):
+            self._drop(one)
 
     def doubt(self) -> None:
         """The connection has ended: nothing that is kept is known to be true any more."""
         self._connection += 1
+
+    def _drop(self, key: str) -> None:
+        _, beside = self._kept.pop(key, (None, ""))
+        keys = self._keys_of.get(beside)
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._keys_of[beside]
