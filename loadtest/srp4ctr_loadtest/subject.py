@@ -4,14 +4,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
-from urllib.parse import unquote
 
 import numpy as np
 import orjson
 
 from srp4ctr.contract.errors import StoreError
 from srp4ctr.contract.keys import Keys
-from srp4ctr.contract.state import UserState, decode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import Bundle, find_bundle
 from srp4ctr.runtime.redis_client import connect
@@ -39,18 +38,15 @@ class Subject:
         """What the settings name; starts the local Redis where they name none. Raises StoreError without a version."""
         settings = read_settings(StoreSettings)
         redis_url = local_redis.ensure(settings)
-        keys = Keys(settings.namespace)
         with connect(settings, redis_url) as client:
-            store = StateStore(client, keys)
+            store = StateStore(client, Keys(settings.namespace))
             active = store.active()
             if active is None:
                 raise StoreError("no version is active; run: make demo-once")
             bundle = find_bundle(active.version, settings.bundles_dir)
-            found = itertools.islice(client.scan_iter(keys.states(active.version), count=1000), USERS)
-            users = [unquote(key.decode().rsplit(":", 1)[1]) for key in found]
+            users = list(itertools.islice(store.users(active.version), USERS))
             data = store.get_many(active.version, users)
-        layout, fingerprint = bundle.manifest.state, bundle.manifest.fingerprint_bytes
-        states = [decode_state(one, layout, fingerprint) for one in data if one is not None]
+        states = [bundle.manifest.decode_state(one) for one in data if one is not None]
         return cls(active.version, bundle, redis_url, users, states)
 
     def items(self, generator: np.random.Generator, count: int) -> list[str]:

@@ -4,9 +4,9 @@
         answer = client.score("196", ["242", "302"], deadline_ms=20)
 
 Requests are checked before they are sent, by the types that the service checks them with, and answers are those types.
-Scoring changes nothing, and events and forgetting change nothing the second time, so that a request is sent once more where no answer came (no connection, or one that was closed) or
-where the service had too much to do, which another replica may not have. A request that took too long is not: its time is
-gone. Whatever cannot be answered is a `ServiceProblem`, and where nobody answers, a `ServiceUnreachable`.
+Scoring changes nothing, and events and forgetting change nothing the second time, so that a request is sent once more where
+no answer came (no connection, or one that was closed) or where the service had too much to do, which another replica may not
+have. A request that took too long is not: its time is gone. Whatever cannot be answered is a `ServiceProblem`, and where nobody answers, a `ServiceUnreachable`.
 """
 
 from collections.abc import Mapping, Sequence

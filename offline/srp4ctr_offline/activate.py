@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
         prog="srp4ctr activate",
         description="Reads a bundle and the active one, verifying their files, what publish declared in Redis, and the run's "
         "prepared/ and tables. Writes how the two compare to activate/metrics.json in the run, the states of users who acted "
-        "since the version's snapshot, and then the one pointer that services follow. A version that is not published to the end, or that is worse on the test rows than [gate] in the "
-        "run's configuration allows, is refused.",
+        "since the version's snapshot, and then the one pointer that services follow. A version that is "
+        "not published to the end, or that is worse on the test rows than [gate] in the run's configuration allows, is refused.",
     )
     parser.add_argument("version", help="a version below var/bundles, where services will look for it")
     parser.add_argument("--run", type=Path, help="the run's folder (default: var/runs/<name in the bundle>)")

@@ -26,7 +26,15 @@ from srp4ctr.contract.manifest import ITEMS, REVISION, ItemsManifest
 from srp4ctr.contract.transforms import ITEM, ITEM_ID
 from srp4ctr.contract.vocabulary import Texts
 from srp4ctr.runtime import local_redis
-from srp4ctr.runtime.bundle import REVISIONS, Bundle, file_hashes, find_bundle, open_revision, seal_revision
+from srp4ctr.runtime.bundle import (
+    Bundle,
+    file_hashes,
+    find_bundle,
+    open_revision,
+    revision_folder,
+    revisions_folder,
+    seal_revision,
+)
 from srp4ctr.runtime.items import Catalogue, ItemTable, Vectors, vectors_of
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.sessions import OnnxItems
@@ -69,7 +77,8 @@ def revise(bundle: Bundle, current: ItemTable, table: Path, *, replace_all: bool
 def revisions(bundle: Bundle) -> list[ItemsManifest]:
     """All revisions of the bundle's item table that are here and can be read, the newest first."""
     found = []
-    for path in _folder(bundle).glob(f"*/{REVISION}"):
+    folder = revisions_folder(bundle.folder.parent, bundle.manifest.version)
+    for path in folder.glob(f"*/{REVISION}"):
         try:
             one = ItemsManifest.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
@@ -88,12 +97,8 @@ def remove_old(bundle: Bundle, used: str | None, keep: int) -> list[str]:
     """
     old = [one.revision for one in revisions(bundle) if one.revision != used][keep:]
     for revision in old:
-        shutil.rmtree(_folder(bundle) / revision)
+        shutil.rmtree(revision_folder(bundle.folder.parent, bundle.manifest.version, revision))
     return old
-
-
-def _folder(bundle: Bundle) -> Path:
-    return bundle.folder.parent / REVISIONS / bundle.manifest.version
 
 
 def _catalogue(bundle: Bundle, table: Path) -> Catalogue:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from srp4ctr.contract.errors import ConfigError, StoreError
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.manifest import Manifest
-from srp4ctr.contract.state import UserState, decode_state, encode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import Bundle, find_bundle
 from srp4ctr.runtime.cpus import usable_cpus
@@ -109,9 +109,7 @@ class Writer:
         states = [
             (
                 one.user_id,
-                encode_state(
-                    replace(one.state, sequence=sequence), manifest.state, manifest.fingerprint_bytes
-                ),
+                manifest.encode_state(replace(one.state, sequence=sequence)),
             )
             for one, sequence in zip(batch.encoded, self.sequences[batch.users].tolist(), strict=True)
         ]
@@ -253,16 +251,12 @@ def _verify(
 def _equal(manifest: Manifest, encoded: UserState, data: bytes | None, sequence: int) -> bool:
     if data is None:
         return False
-    found = decode_state(data, manifest.state, manifest.fingerprint_bytes)
+    found = manifest.decode_state(data)
     if found.sequence > sequence:
         # Refreshed meanwhile: this version is active.
         return True
     # As it would be stored.
-    one = decode_state(
-        encode_state(encoded, manifest.state, manifest.fingerprint_bytes),
-        manifest.state,
-        manifest.fingerprint_bytes,
-    )
+    one = manifest.decode_state(manifest.encode_state(encoded))
     return (one.events, one.length, one.last_event_at_ms) == (
         found.events,
         found.length,

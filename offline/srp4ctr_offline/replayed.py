@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import DataError, InvalidRequest, StateError
 from srp4ctr.contract.records import Record, checksums
-from srp4ctr.contract.state import UserState, decode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr.contract.transforms import CONTEXT, ITEM, ITEM_ID, USER
 from srp4ctr.contract.vocabulary import Codes
 from srp4ctr.runtime.bundle import Bundle
@@ -184,10 +184,10 @@ class Replayer:
     def _inputs(self, record: Record) -> Inputs:
         """As a service with this bundle would have them; raises StateError and InvalidRequest."""
         bundle, request = self._bundle, record.request
-        manifest, transforms = bundle.manifest, bundle.transforms
+        transforms = bundle.transforms
         state = bundle.cold_state
         if record.state is not None:
-            state = decode_state(record.state, manifest.state, manifest.fingerprint_bytes)
+            state = bundle.manifest.decode_state(record.state)
         features = {name: [value] for name, value in request.user_features.items()}
         user_codes = transforms.encode_columns(USER, features, "user_features")
         if user_codes:

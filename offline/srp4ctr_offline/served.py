@@ -4,7 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srp4ctr.contract.state import decode_state, encode_state
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.history_encoder import BATCH
 from srp4ctr.runtime.sessions import OnnxScorer
@@ -24,8 +23,7 @@ def predict_served(
     where it has none. Raises DataError where the prepared data are not in the bundle's codes.
     """
     encoder, score = UserEncoder(bundle, prepared, threads), OnnxScorer(bundle)
-    layout, fingerprint = bundle.manifest.state, bundle.manifest.fingerprint_bytes
-    table = prepared.rows
+    manifest, table = bundle.manifest, prepared.rows
     users, cuts = table.user[rows].astype(np.int64), table.cut[rows]
     contexts = np.ascontiguousarray(prepared.transforms.at_reference(table.contexts[rows]), np.int32)
     known = np.append(0, bundle.items.rows([item.decode() for item in prepared.items.ids.tolist()]))
@@ -45,7 +43,7 @@ def predict_served(
         some = by_length[at : at + BATCH]
         states = encoder.encode(users[first[some]], cuts[first[some]])
         for place, encoded in zip(some.tolist(), states, strict=True):
-            state = decode_state(encode_state(encoded.state, layout, fingerprint), layout, fingerprint)
+            state = manifest.decode_state(manifest.encode_state(encoded.state))
             own = members[place]
             for part in np.split(own, range(CANDIDATES, len(own), CANDIDATES)):
                 probability[part] = score(state, bundle.items.vectors[item_rows[part]], contexts[part])

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import srp4ctr
 import srp4ctr_offline
+from srp4ctr.runtime.serving import COMMAND
 from srp4ctr_offline.config import AFTER_TRAINING, RunConfig
 from srp4ctr_offline.run import write_json
 
@@ -38,7 +38,7 @@ class Stages:
             return
         print(f"\n== srp4ctr {' '.join(command)}", flush=True)
         began = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "srp4ctr.cli", *command], check=False)
+        done = subprocess.run([*COMMAND, *command], check=False)
         if done.returncode:
             raise SystemExit(done.returncode)
         seconds = round(time.monotonic() - began, 1)

@@ -15,7 +15,6 @@ from srp4ctr.contract.errors import ConfigError
 from srp4ctr.contract.http_types import UserRequest
 from srp4ctr.contract.id_index import Rows
 from srp4ctr.contract.records import Record, checksums
-from srp4ctr.contract.state import encode_state
 from srp4ctr.contract.transforms import ITEM, ITEM_ID
 from srp4ctr.contract.vocabulary import Codes
 from srp4ctr.runtime.items import Vectors
@@ -62,7 +61,7 @@ class Served:
             fingerprint=manifest.fingerprint,
             request=self.request,
             status=self.view.status,
-            state=None if cold else encode_state(state, manifest.state, manifest.fingerprint_bytes),
+            state=None if cold else manifest.encode_state(state),
             item_codes=item_codes.tolist(),
             item_vectors=checksums(vectors),
             user_codes=user_codes.tolist(),

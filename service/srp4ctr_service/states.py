@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from srp4ctr.contract.errors import StateCorrupt, StateForeign, StoreUnavailable
 from srp4ctr.contract.http_types import Degradation, StateStatus
 from srp4ctr.contract.keys import Keys
-from srp4ctr.contract.state import UserState, decode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr.runtime.event_store import Counted
 from srp4ctr.runtime.near_cache import Kept
 from srp4ctr.runtime.state_reads import StateReads
@@ -68,8 +68,7 @@ class StateReader:
             return StateView(model.bundle.cold_state, "cold", None, behind, degraded)
         state = kept.decoded
         if not isinstance(state, UserState):
-            manifest = model.bundle.manifest
-            kept.decoded = state = decode_state(kept.value, manifest.state, manifest.fingerprint_bytes)
+            kept.decoded = state = model.bundle.manifest.decode_state(kept.value)
         age_ms = max(0, time.time_ns() // 1_000_000 - state.created_at_ms)
         # Without Redis nobody knows what has come since.
         behind = None if degraded else _behind(kept, state.sequence)

@@ -8,7 +8,7 @@ import structlog
 
 from srp4ctr.contract.errors import ConfigError, DataError, InvalidRequest, StateError
 from srp4ctr.contract.records import Record, read_records
-from srp4ctr.contract.state import UserState, decode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr_service.model import ServedModel
 
 log = structlog.get_logger()
@@ -51,10 +51,9 @@ def warm_up(model: ServedModel, records: Path, limit: int = MAX_REQUESTS) -> int
 
 
 def _state(model: ServedModel, record: Record) -> UserState:
-    manifest = model.bundle.manifest
     if record.state is not None:
         try:
-            return decode_state(record.state, manifest.state, manifest.fingerprint_bytes)
+            return model.bundle.manifest.decode_state(record.state)
         except StateError:
             pass
     return model.bundle.cold_state

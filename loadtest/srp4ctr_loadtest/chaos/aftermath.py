@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from urllib.parse import unquote
 
 import redis
 
@@ -48,8 +47,7 @@ class Aftermath:
 def snapshot(client: redis.Redis, place: Place, versions: Sequence[str]) -> Snapshot:
     """What publish has written of all users, before anybody acts."""
     store = StateStore(client, place.keys)
-    found = client.scan_iter(place.keys.states(versions[0]), count=1000)
-    users = sorted(unquote(key.decode().rpartition(":")[2]) for key in found)
+    users = sorted(store.users(versions[0]))
     states = {
         version: {
             user_id: data

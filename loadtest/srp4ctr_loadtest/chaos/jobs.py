@@ -11,7 +11,8 @@ from typing import Literal
 import psutil
 
 from srp4ctr.contract.errors import ServiceNotReady
-from srp4ctr_loadtest.chaos.place import COMMAND, Place
+from srp4ctr.runtime.serving import COMMAND
+from srp4ctr_loadtest.chaos.place import Place
 from srp4ctr_loadtest.chaos.versions import Trained
 
 Kind = Literal["publish", "activate"]

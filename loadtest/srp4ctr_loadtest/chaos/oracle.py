@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srp4ctr.contract.events import RawEvent
-from srp4ctr.contract.state import UserState, decode_state, encode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr.contract.transforms import CONTEXT
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.event_store import History
@@ -97,8 +97,7 @@ class Model:
 
     def decode(self, data: bytes) -> UserState:
         """A state of this version."""
-        manifest = self.bundle.manifest
-        return decode_state(data, manifest.state, manifest.fingerprint_bytes)
+        return self.bundle.manifest.decode_state(data)
 
     def _encode(self, user_id: str, since: Sequence[RawEvent]) -> UserState:
         published = self._states.get(user_id)
@@ -108,9 +107,8 @@ class Model:
         # For the user's features.
         held = {} if published is None else {self.version: published}
         (encoded,) = self._encoder.encode([History(user_id, 0, events, held)])
-        manifest = self.bundle.manifest
         # As it is stored.
-        return self.decode(encode_state(encoded.state, manifest.state, manifest.fingerprint_bytes))
+        return self.decode(self.bundle.manifest.encode_state(encoded.state))
 
 
 class Oracle:

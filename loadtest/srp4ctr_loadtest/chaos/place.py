@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from srp4ctr.contract.errors import ServiceNotReady
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.settings import ENV_PREFIX, StoreSettings
-
-COMMAND = (sys.executable, "-m", "srp4ctr.cli")
 
 
 @dataclass(frozen=True)

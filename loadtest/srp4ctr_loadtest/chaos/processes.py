@@ -15,8 +15,8 @@ import redis
 
 from srp4ctr.contract.errors import ServiceNotReady
 from srp4ctr.runtime.local_redis import find_server
-from srp4ctr.runtime.serving import free_port
-from srp4ctr_loadtest.chaos.place import COMMAND, Place
+from srp4ctr.runtime.serving import COMMAND, free_port
+from srp4ctr_loadtest.chaos.place import Place
 
 REFRESH_WORKERS = 2
 AWAY_S = 1.0

@@ -10,7 +10,8 @@ from typing import Self
 
 from srp4ctr.contract.errors import BundleError, ServiceNotReady
 from srp4ctr.runtime.bundle import Bundle, find_bundle
-from srp4ctr_loadtest.chaos.place import COMMAND, environment
+from srp4ctr.runtime.serving import COMMAND
+from srp4ctr_loadtest.chaos.place import environment
 
 NAME = "chaos"
 VERSIONS = "versions.json"

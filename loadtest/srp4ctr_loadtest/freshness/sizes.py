@@ -7,7 +7,7 @@ import numpy as np
 import redis
 
 from srp4ctr.contract.manifest import Manifest
-from srp4ctr.contract.state import HEADER_BYTES, DType, StateLayout, UserState, decode_state, encode_state
+from srp4ctr.contract.state import HEADER_BYTES, DType, StateLayout, UserState, encode_state
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_loadtest.freshness.workplace import Workplace
@@ -43,7 +43,7 @@ def measure(workplace: Workplace, subject: Subject) -> Sizes:
     stored = StateStore(client, keys).get_many(manifest.version, users)
     there = [data for data in stored if data is not None]
     assert len(there) == len(users), "a published user has a state"
-    states = [decode_state(one, manifest.state, manifest.fingerprint_bytes) for one in there]
+    states = [manifest.decode_state(one) for one in there]
     pipeline = client.pipeline(transaction=False)
     for user in users:
         pipeline.lrange(keys.history(user), 0, -1)

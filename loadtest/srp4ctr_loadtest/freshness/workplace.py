@@ -5,13 +5,11 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-from urllib.parse import unquote
 
 import psutil
 import redis
@@ -21,8 +19,9 @@ from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.bundle import find_bundle
 from srp4ctr.runtime.local_redis import LocalRedis
 from srp4ctr.runtime.redis_client import connect
-from srp4ctr.runtime.serving import RunningService, free_port, running_service
+from srp4ctr.runtime.serving import COMMAND, RunningService, free_port, running_service
 from srp4ctr.runtime.settings import StoreSettings, read_settings
+from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_loadtest.cores import on_core
 from srp4ctr_loadtest.subject import Subject
 
@@ -132,8 +131,7 @@ class Workplace:
 
     def subject(self, version: str) -> Subject:
         """A version that is published here, with all its users."""
-        found = self.client.scan_iter(self.keys.states(version), count=1000)
-        users = sorted(unquote(key.decode().rsplit(":", 1)[1]) for key in found)
+        users = sorted(StateStore(self.client, self.keys).users(version))
         bundle = find_bundle(version, self.folder / "bundles")
         return Subject(version, bundle, self.url, users, [])
 
@@ -142,7 +140,7 @@ class Workplace:
         began, used = time.perf_counter(), _children_cpu_s()
         with on_core(self.cores.measured):
             done = subprocess.run(
-                [sys.executable, "-m", "srp4ctr.cli", *arguments],
+                [*COMMAND, *arguments],
                 env={**os.environ, **self.variables},
                 capture_output=True,
                 text=True,
@@ -166,9 +164,7 @@ class Workplace:
     def worker(self) -> Iterator[psutil.Process]:
         """A refresh worker on the core of what is measured; raises ServiceNotReady where it ended too early."""
         with on_core(self.cores.measured):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "srp4ctr.cli", "refresh"], env={**os.environ, **self.variables}
-            )
+            process = subprocess.Popen([*COMMAND, "refresh"], env={**os.environ, **self.variables})
         try:
             yield psutil.Process(process.pid)
             if process.poll() is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import redis
 
-from srp4ctr.contract.state import UserState, decode_state, encode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr.contract.transforms import CONTEXT, Field
 from srp4ctr.contract.vocabulary import FIRST_VALUE, UNKNOWN, Codes
 from srp4ctr.runtime.sessions import OnnxEncoder, OnnxScorer
@@ -77,10 +77,7 @@ class Histories:
     def states(self) -> dict[str, bytes]:
         """The users' states as they would be published."""
         manifest = self._bundle.manifest
-        return {
-            user: encode_state(self.encode(user, 1), manifest.state, manifest.fingerprint_bytes)
-            for user in self._inputs
-        }
+        return {user: manifest.encode_state(self.encode(user, 1)) for user in self._inputs}
 
     def encode(self, user: str, candidates: int) -> UserState:
         """The user's history in a batch with itself, once for each candidate; the last of the equal states."""
@@ -94,8 +91,7 @@ class Histories:
         state = self.encode(question.user_id, len(question.item_ids))
         manifest = self._bundle.manifest
         if stored:
-            data = encode_state(state, manifest.state, manifest.fingerprint_bytes)
-            state = decode_state(data, manifest.state, manifest.fingerprint_bytes)
+            state = manifest.decode_state(manifest.encode_state(state))
         items = self._bundle.items
         vectors = items.vectors.take(items.rows(question.item_ids), axis=0)
         return self._scorer(state, vectors, self._context).astype(np.float64)

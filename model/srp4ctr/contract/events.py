@@ -6,13 +6,12 @@ an empty id; they come before all that was acknowledged since.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-EVENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""What an event id looks like."""
+EVENT_ID = r"[A-Za-z0-9._:-]{1,128}"
+"""A pattern of what an event id looks like."""
 
 Value = str | int | float | bool | None
 

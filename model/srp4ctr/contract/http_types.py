@@ -96,7 +96,7 @@ class Event(Body):
 
     user_id: Id
     item_id: Id
-    event_id: Annotated[str, StringConstraints(strict=True, pattern=f"^{EVENT_ID.pattern}$")] = Field(
+    event_id: Annotated[str, StringConstraints(strict=True, pattern=f"^{EVENT_ID}$")] = Field(
         description="unlike that of any other of the user's events; one that is sent again counts once. Letters, digits and "
         "._:- only"
     )
@@ -139,7 +139,8 @@ class UserStateInfo(BaseModel):
 
     status: StateStatus = Field(
         description="fresh: the user's state was read, with all acknowledged events in it. stale: so was one that lacks some, "
-        "or is older than the service's limit. cold: the user has no state, or one without events. missing: there may be a state, but it could not be read in time or is not valid"
+        "or is older than the service's limit. cold: the user has no state, or one without events. "
+        "missing: there may be a state, but it could not be read in time or is not valid"
     )
     age_ms: int | None = Field(description="since the state was encoded; null where none was read")
     events_behind: int | None = Field(

@@ -6,7 +6,7 @@ Redis Cluster slot and may be touched by one atomic script.
 
 import zlib
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 PARTITIONS = 1024
 """Fixed for ever: changing it would move every user's keys."""
@@ -25,15 +25,15 @@ class Keys:
 
     def state(self, version: str, user_id: str) -> str:
         """String: the user's state of that bundle version."""
-        return f"{self.namespace}:{{p{partition(user_id)}}}:s:{version}:{quote(user_id, safe='')}"
+        return self._of_user(user_id, f"s:{version}")
 
     def history(self, user_id: str) -> str:
         """List: what the user did, oldest first, of whatever model's version; see contract/events.py."""
-        return f"{self.namespace}:{{p{partition(user_id)}}}:h:{quote(user_id, safe='')}"
+        return self._of_user(user_id, "h")
 
     def sequence(self, user_id: str) -> str:
         """String of two decimal numbers: where the count of the user's acknowledged events began, and where it is."""
-        return f"{self.namespace}:{{p{partition(user_id)}}}:n:{quote(user_id, safe='')}"
+        return self._of_user(user_id, "n")
 
     def sequences(self) -> str:
         """A pattern of all users' counts."""
@@ -74,3 +74,11 @@ class Keys:
     def published(self, version: str) -> str:
         """Hash with `fingerprint`, `users`, `completed_at_ms`: written when all states of a version are."""
         return f"{self.namespace}:published:{version}"
+
+    @staticmethod
+    def user_of(key: bytes) -> str:
+        """The user whose state, history or count has this key."""
+        return unquote(key.decode().rpartition(":")[2])
+
+    def _of_user(self, user_id: str, what: str) -> str:
+        return f"{self.namespace}:{{p{partition(user_id)}}}:{what}:{quote(user_id, safe='')}"

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from srp4ctr.contract.schema import Strict
-from srp4ctr.contract.state import StateLayout
+from srp4ctr.contract.state import StateLayout, UserState, decode_state, encode_state
 
 FORMAT_VERSION: Literal[3] = 3
 MANIFEST = "manifest.json"
@@ -79,6 +79,14 @@ class Manifest(Strict):
     def fingerprint_bytes(self) -> bytes:
         """The fingerprint as states carry it."""
         return bytes.fromhex(self.fingerprint)
+
+    def encode_state(self, state: UserState) -> bytes:
+        """The state's bytes, in this bundle's layout and marked as its own."""
+        return encode_state(state, self.state, self.fingerprint_bytes)
+
+    def decode_state(self, data: bytes) -> UserState:
+        """The state in `data`; raises StateCorrupt, and StateForeign where another model wrote it."""
+        return decode_state(data, self.state, self.fingerprint_bytes)
 
 
 class ItemsManifest(Strict):

@@ -26,7 +26,7 @@ from srp4ctr.contract.manifest import (
     Manifest,
     sha256_file,
 )
-from srp4ctr.contract.state import UserState, decode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr.contract.transforms import Transforms
 from srp4ctr.runtime.items import ItemTable
 
@@ -89,7 +89,7 @@ class Bundle:
         _verify(folder, manifest.files, "export the bundle again")
         state_bytes = (folder / COLD_STATE).read_bytes()
         try:
-            cold_state = decode_state(state_bytes, manifest.state, manifest.fingerprint_bytes)
+            cold_state = manifest.decode_state(state_bytes)
         except StateError as error:
             raise BundleError(f"{folder / COLD_STATE}: {error}") from error
         items = ItemTable.load(folder / ITEMS)
@@ -140,7 +140,12 @@ def seal_revision(draft: Path, bundle: Bundle, manifest: ItemsManifest) -> Bundl
 
 def revision_folder(bundles: Path, version: str, revision: str) -> Path:
     """Where a revision of that version's item table is."""
-    return bundles / REVISIONS / version / revision
+    return revisions_folder(bundles, version) / revision
+
+
+def revisions_folder(bundles: Path, version: str) -> Path:
+    """Where all revisions of that version's item table are."""
+    return bundles / REVISIONS / version
 
 
 def open_revision(bundle: Bundle, revision: str | None) -> Bundle:
@@ -175,7 +180,7 @@ def open_revision(bundle: Bundle, revision: str | None) -> Bundle:
 
 def drop_revisions(bundles: Path, version: str) -> int:
     """Remove all revisions of that version's item table; gives how many there were."""
-    folder = revision_folder(bundles, version, "").resolve()
+    folder = revisions_folder(bundles, version).resolve()
     if folder.parent != (bundles / REVISIONS).resolve() or not folder.is_dir():
         return 0
     number = sum(1 for _ in folder.glob(f"*/{REVISION}"))

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
-from urllib.parse import unquote
 
 import redis
 import redis.asyncio
@@ -107,10 +106,10 @@ class EventStore:
         keys = self._client.scan_iter(self._keys.sequences(), count=SCAN)
         while True:
             with store_errors():
-                some = [key.decode() for key in itertools.islice(keys, SCAN)]
+                some = list(itertools.islice(keys, SCAN))
             if not some:
                 return
-            users = [unquote(key.rpartition(":")[2]) for key in some]
+            users = [self._keys.user_of(key) for key in some]
             pipeline = self._client.pipeline(transaction=False)
             for key, user_id in zip(some, users, strict=True):
                 pipeline.get(key)

@@ -11,7 +11,7 @@ from srp4ctr.contract.errors import StateError
 from srp4ctr.contract.events import RawEvent, Value, latest
 from srp4ctr.contract.manifest import Manifest
 from srp4ctr.contract.schema import CategoricalFeature, NumericFeature
-from srp4ctr.contract.state import UserState, decode_state, encode_state
+from srp4ctr.contract.state import UserState
 from srp4ctr.contract.transforms import BEHAVIOUR, canonical_text
 from srp4ctr.contract.vocabulary import PADDING, Codes, to_texts
 from srp4ctr.runtime.bundle import Bundle
@@ -103,11 +103,10 @@ class HistoryEncoder:
     def _user_codes(self, history: History) -> NDArray[np.int32]:
         if self._cold is None:
             return np.empty(0, np.int32)
-        manifest = self._bundle.manifest
-        held = history.states.get(manifest.version)
+        held = history.states.get(self.version)
         if held is not None:
             try:
-                state = decode_state(held, manifest.state, manifest.fingerprint_bytes)
+                state = self.manifest.decode_state(held)
             except StateError:
                 # It cannot be scored with either; it is about to be replaced.
                 pass
@@ -118,10 +117,7 @@ class HistoryEncoder:
 
 def write_states(encoder: HistoryEncoder, histories: Sequence[History], states: StateStore) -> int:
     """Encode the histories and write the states, unless newer ones are there; gives how many were written."""
-    layout, fingerprint = encoder.manifest.state, encoder.manifest.fingerprint_bytes
-    packed = [
-        (one.user_id, encode_state(one.state, layout, fingerprint)) for one in encoder.encode(histories)
-    ]
+    packed = [(one.user_id, encoder.manifest.encode_state(one.state)) for one in encoder.encode(histories)]
     return states.put_many(encoder.version, packed)
 
 

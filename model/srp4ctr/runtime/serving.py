@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from srp4ctr.contract.errors import ServiceNotReady
 
+COMMAND = (sys.executable, "-m", "srp4ctr.cli")
+"""`srp4ctr`, by this Python."""
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
 
@@ -47,7 +49,7 @@ def running_service(port: int, variables: Mapping[str, str] | None = None) -> It
     Raises ServiceNotReady.
     """
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "srp4ctr.cli", "serve", "--port", str(port), "--log-level", "warning"]
+    command = [*COMMAND, "serve", "--port", str(port), "--log-level", "warning"]
     with subprocess.Popen(command, env={**os.environ, **(variables or {})}) as process:
         try:
             give_up_at = time.monotonic() + START_LIMIT_S

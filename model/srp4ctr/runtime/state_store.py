@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -269,6 +269,11 @@ class StateStore:
         with store_errors():
             found: Any = self._client.smembers(self._keys.versions())
         return sorted(version.decode() for version in found)
+
+    def users(self, version: str) -> Iterator[str]:
+        """Users who have a state of the version, in no order; looks through all of Redis."""
+        with store_errors():
+            yield from map(self._keys.user_of, self._client.scan_iter(self._keys.states(version), count=SCAN))
 
     def drop(self, version: str) -> int:
         """Remove all states of a version that is neither active nor the one before; gives their number.

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from srp4ctr.contract.id_index import RecentRows
 from srp4ctr.contract.keys import Keys
-from srp4ctr.contract.state import decode_state
 from srp4ctr.contract.transforms import CONTEXT
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.sessions import OnnxItems, OnnxScorer
@@ -64,11 +63,8 @@ class Model:
         """Click probabilities [C] of the items, for the user whose state Redis gave."""
         # A client may be told to decode answers; these are not.
         assert not isinstance(state, str)
-        bundle, manifest = self._bundle, self._bundle.manifest
-        if state is None:
-            decoded = bundle.cold_state
-        else:
-            decoded = decode_state(state, manifest.state, manifest.fingerprint_bytes)
+        bundle = self._bundle
+        decoded = bundle.cold_state if state is None else bundle.manifest.decode_state(state)
         rows = self._rows.rows(item_ids)
         if self._items is None:
             vectors = bundle.items.vectors.take(rows, axis=0)
