@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help install demo demo-once test check format bench bench-freshness bench-peers chaos study constraints openapi clean
+.PHONY: help install demo demo-once test check format bench bench-freshness bench-peers loadtest chaos study constraints documents clean
 
 help: ## what can be made
 	@echo "srp4ctr: make TARGET"
@@ -60,14 +60,18 @@ bench-peers: demo-once ## our service beside FastAPI, Triton, MLServer, BentoML,
 	@$(BIN)/python -m srp4ctr_loadtest.peers install || true
 	@$(BIN)/python -m srp4ctr_loadtest.peers run
 
+loadtest: demo-once ## requests a second at a p99 budget, by locust and at constant rates, every answer checked; three minutes
+	@$(BIN)/python -m srp4ctr_loadtest.load
+
 chaos: $(INSTALLED) ## kill -9 of everything 200 times under load, every answer checked; half an hour
 	@$(BIN)/python -m srp4ctr_loadtest.chaos
 
 study: $(INSTALLED) ## train what configs/study.toml plans and is not there yet, then report; hours, and may be cut off
 	@$(BIN)/python -m srp4ctr_offline.study.run
 
-openapi: $(INSTALLED) ## renew docs/openapi.json from the service
+documents: $(INSTALLED) ## renew docs/openapi.json and docs/settings.md from the service
 	@$(BIN)/python -m srp4ctr_service.openapi > docs/openapi.json
+	@$(BIN)/python -m srp4ctr_service.settings_document > docs/settings.md
 
 constraints: ## renew constraints.txt with the newest releases that pyproject allows
 	@rm -rf .venv && $(PYTHON) -m venv .venv

@@ -31,6 +31,7 @@ COMMANDS = {
     "export": Command("srp4ctr_offline.export", "offline", "checkpoint -> verified ONNX bundle"),
     "publish": Command("srp4ctr_offline.publish", "offline", "encode every user's state into Redis"),
     "activate": Command("srp4ctr_offline.activate", "offline", "switch the services to a published version"),
+    "pipeline": Command("srp4ctr_offline.pipeline", "offline", "from data to activate, one after another"),
     "rollback": Command(
         "srp4ctr_offline.rollback", "offline", "switch the services back to the version before"
     ),

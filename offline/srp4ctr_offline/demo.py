@@ -15,25 +15,17 @@ from typing import Any
 import polars as pl
 
 from srp4ctr.contract.errors import Srp4ctrError
-from srp4ctr.contract.manifest import MANIFEST
 from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.config import RunConfig, load_config
 from srp4ctr_offline.evaluate import format_table
+from srp4ctr_offline.pipeline import TRAINING, release
 from srp4ctr_offline.run import write_json
-from srp4ctr_offline.stages import Stages, hash_of_code_and
+from srp4ctr_offline.stages import Stages
 
 CONFIG = Path("configs/movielens-100k.toml")
 USER = "196"
 CANDIDATES = 40
-TRAINING = {
-    "prepare": "prepared/report.json",
-    "pretrain": "pretrain/model.pt",
-    "finetune": "finetune/model.pt",
-    "evaluate": "evaluate/metrics.json",
-    "export": "export/metrics.json",
-}
-"""The commands that train, in order, and what each leaves in the run's folder last."""
 
 
 def sample_request(config: RunConfig, user_id: str) -> tuple[dict[str, Any], pl.DataFrame, pl.DataFrame]:
@@ -104,18 +96,10 @@ def main() -> int:
     settings = read_settings(StoreSettings)
     var = settings.var_dir
     config = load_config(CONFIG)
-    run, data = settings.runs_dir / config.name, config.tables.folder
+    run = settings.runs_dir / config.name
     stages = Stages(var / "demo-stages.json")
-    stages.run(["data", "movielens-100k", "--out", str(data)], output=data / "report.json")
-    inputs = hash_of_code_and(config, data / "report.json")
-    for stage, output in TRAINING.items():
-        stages.run([stage, str(CONFIG)], inputs, run / output)
-    version = json.loads((run / TRAINING["export"]).read_bytes())["version"]
-    if not (settings.bundles_dir / version / MANIFEST).exists():
-        stages.run(["export", str(CONFIG)], inputs)
-    stages.run(["publish", version])
     # What was just trained is what is shown, also where somebody tries a configuration that is worse than the one before.
-    stages.run(["activate", version, "--no-gate"])
+    release(CONFIG, stages, settings, data="movielens-100k", gate=False)
     request, items, latest = sample_request(config, USER)
     port = free_port()
     print(f"\n== srp4ctr serve --port {port}", flush=True)

@@ -11,12 +11,21 @@ from srp4ctr.contract.events import Retention
 
 ENV_PREFIX = "SRP4CTR_"
 SECONDS_A_DAY = 86_400
+SECRETS = Path("/run/secrets")
+"""Where Docker and Kubernetes put secrets: a file `srp4ctr_redis_url` there is as good as the variable, unless both are set."""
 
 
 class StoreSettings(BaseSettings):
-    """Read once from `SRP4CTR_...` variables by each command; nothing else reads the environment."""
+    """Read once from `SRP4CTR_...` variables, or from files of these names, by each command; nothing else reads the environment."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        # A variable without a value is how a compose file says that nobody has set it.
+        env_ignore_empty=True,
+        # It need not be there, but naming a folder that is not there is warned of.
+        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+        frozen=True,
+    )
 
     redis_url: str | None = Field(
         default=None,
