@@ -1,5 +1,6 @@
 """The house rules: what may import what, and that the README shows what is there."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -119,3 +120,11 @@ def test_readme_begins_with_the_first_command_and_ends_with_the_tree() -> None:
         check=True,
     ).stdout.split()
     assert named == {path for path in listed if (ROOT / path).exists()}
+
+
+def test_onnx_runtime_tells_nobody(tmp_path) -> None:
+    """ONNX Runtime's own telemetry is off: it leaves no identifier of the machine, and so has nothing to send."""
+    variables = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    code = "import srp4ctr.runtime.sessions, onnxruntime; onnxruntime.get_available_providers()"
+    subprocess.run([sys.executable, "-c", code], check=True, env=variables | {"HOME": str(tmp_path)})
+    assert not list(tmp_path.rglob("*"))

@@ -70,6 +70,12 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._transport: asyncio.Transport | None = None
+        self._kept = True
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request may be asked: the server has neither closed it nor said that it will."""
+        return self._kept and self._transport is not None and not self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are not derived from what asyncio calls a Transport.
@@ -96,6 +102,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body, self._body = b"".join(self._body), []
         status = self._parser.get_status_code()
+        self._kept = self._parser.should_keep_alive()
         # A parser is good for one answer where the server does not say that it keeps the connection.
         self._parser = httptools.HttpResponseParser(self)
         assert self._answer is not None

@@ -22,6 +22,7 @@ from srp4ctr_service import logs
 from srp4ctr_service.refresher import Refresher
 from srp4ctr_service.serve import settings_help
 from srp4ctr_service.settings import RefreshSettings
+from srp4ctr_service.store_metrics import StoreMetrics
 
 log = structlog.get_logger()
 
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
     events = EventStore(client, keys, settings.retention)
     refresher = Refresher(settings, streams, events, StateStore(client, keys, settings.state_ttl_s))
     if settings.refresh_metrics_port is not None:
+        refresher.metrics.registry.register(StoreMetrics(client, streams))
         start_http_server(settings.refresh_metrics_port, registry=refresher.metrics.registry)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -148,8 +148,9 @@ class Scoring:
         notes = turn.info.notes
         for answer in answers:
             unknown = len(answer.unknown_items)
+            view = answer.view
             self._telemetry.count_answer(
-                len(answer.scores), unknown, answer.view.status, answer.tier, answer.degraded
+                len(answer.scores), unknown, view.status, view.age_ms, answer.tier, answer.degraded
             )
         notes["version"] = turn.model.version
         notes["candidates"] = sum(len(answer.scores) for answer in answers)

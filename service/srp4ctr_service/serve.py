@@ -24,8 +24,6 @@ from srp4ctr_service.workers import run_workers
 
 log = structlog.get_logger()
 
-BACKLOG = 2048
-
 DESCRIPTION = """\
 Answer POST /score until Ctrl-C.
 
@@ -78,15 +76,21 @@ def settings_help(settings: type[BaseModel] = Settings) -> str:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket that listens at the configured address."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    """A socket with the configured address, on which uvicorn listens once a model is loaded.
+
+    Until then connections are refused, so that a balancer asks another replica at once, instead of waiting for this one.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
     except OSError as error:
+        listener.close()
         raise ConfigError(
             f"cannot listen at {settings.host}:{settings.port}: {error.strerror}; "
             "choose another SRP4CTR_HOST or SRP4CTR_PORT"
         ) from error
+    return listener
 
 
 @contextlib.contextmanager

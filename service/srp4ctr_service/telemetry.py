@@ -19,6 +19,7 @@ SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which workers count together. prometheus_client reads it when it is imported."""
 STAGES = ("parse", "state", "queue", "rows", "model", "answer", "total")
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_AGES = (1, 10, 60, 600, 3600, 6 * 3600, 86_400, 3 * 86_400, 7 * 86_400, 30 * 86_400)
 _CANDIDATES = (1, 10, 25, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 FLUSH_AT = 256
 FLUSH_EVERY_S = 1.0
@@ -34,6 +35,7 @@ class Telemetry:
     def __init__(self) -> None:
         self._times: list[tuple[str, float]] = []
         self._sizes: list[int] = []
+        self._age_ms: list[int] = []
         self._tally: defaultdict[Counter, int] = defaultdict(int)
         self._by_status: dict[tuple[str, int], Counter] = {}
         self.registry = registry = CollectorRegistry()
@@ -61,6 +63,12 @@ class Telemetry:
             "srp4ctr_user_states", "Requests by what was known of the user", ["status"], registry=registry
         )
         self._states = {status: states.labels(status) for status in get_args(StateStatus)}
+        self._ages = Histogram(
+            "srp4ctr_user_state_age_seconds",
+            "Time since the user's state was encoded, where there was one",
+            buckets=_AGES,
+            registry=registry,
+        )
         tiers = Counter("srp4ctr_answers", "Answers by what scored them", ["tier"], registry=registry)
         self._tiers = {tier: tiers.labels(tier) for tier in get_args(Tier)}
         degraded = Counter(
@@ -119,10 +127,13 @@ class Telemetry:
         candidates: int,
         unknown_items: int,
         status: StateStatus,
+        age_ms: int | None,
         tier: Tier,
         degraded: Sequence[Degradation],
     ) -> None:
         """Count an answer about one user: its candidates, those that nothing is known of, and how it came about."""
+        if age_ms is not None:
+            self._age_ms.append(age_ms)
         self._sizes.append(candidates)
         self._tally[self._unknown_items] += unknown_items
         self._tally[self._states[status]] += 1
@@ -166,11 +177,14 @@ class Telemetry:
         """Count what was noted."""
         times, self._times = self._times, []
         sizes, self._sizes = self._sizes, []
+        ages_ms, self._age_ms = self._age_ms, []
         tally, self._tally = self._tally, defaultdict(int)
         for stage, seconds in times:
             self._stage_seconds[stage].observe(seconds)
         for size in sizes:
             self._candidates.observe(size)
+        for age_ms in ages_ms:
+            self._ages.observe(age_ms / 1000)
         for counter, number in tally.items():
             counter.inc(number)
 

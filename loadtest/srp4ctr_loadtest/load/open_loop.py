@@ -1,0 +1,166 @@
+"""Requests at a constant rate, whether or not answers come, each answer checked: an open loop over connections that may break."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import uvloop
+
+from srp4ctr.contract.errors import ServiceNotReady
+from srp4ctr_loadtest.http_load import Connection, Request, connect
+from srp4ctr_loadtest.load.answers import Answers
+from srp4ctr_loadtest.load.checks import NO_ANSWER, Versions, WrongAnswer, check_scores, status_problem
+from srp4ctr_loadtest.load.workload import Question
+
+ROUTE = "/score"
+DIFFERENT = 2000
+"""Requests that are built before, and sent again and again."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Questions with the ids that they are asked under, as they go over the wire to one address."""
+
+    url: str
+    questions: Sequence[Question]
+    ids: Sequence[str]
+    wire: Sequence[Request]
+    versions: Versions
+    timeout_s: float
+
+    @classmethod
+    def of(
+        cls, url: str, headers: Mapping[str, str], questions: Iterator[Question], timeout_s: float
+    ) -> "Pool":
+        """The next questions, as many as are worth building."""
+        taken = list(itertools.islice(questions, DIFFERENT))
+        ids = [f"open-{number}" for number in range(len(taken))]
+        wire = [
+            Request.post(f"{url}{ROUTE}", question.body, {**headers, "x-request-id": name})
+            for question, name in zip(taken, ids, strict=True)
+        ]
+        return cls(url, taken, ids, wire, Versions(url, headers), timeout_s)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request, by its place in the pool: when it was due and sent, seconds since the load began; how long its answer took
+    from then on; and the answer, status 0 where there was none.
+    """
+
+    place: int
+    due: float
+    sent: float
+    took: float
+    status: int
+    body: bytes
+
+
+@dataclass
+class OpenLoop:
+    """Answers, and how well the loader kept the times: what it used of a core, and how late it sent."""
+
+    answers: Answers
+    rate: float
+    loader_cpu: float
+    late_p99_ms: float
+
+
+def open_loop(pool: Pool, *, connections: int, rate: float, seconds: float) -> OpenLoop:
+    """Ask `rate` times a second at random times that are fixed before (a Poisson process), then check what was answered.
+
+    A latency begins when its request was due, and so does the time after which one is given up. Raises ServiceNotReady where nobody listens.
+    """
+    used = time.process_time()
+    try:
+        sent, took = uvloop.run(_ask(pool, connections, rate, seconds))
+    except OSError as error:
+        raise ServiceNotReady(f"{pool.url} takes no connections: {error}") from error
+    used = time.process_time() - used
+    answers = Answers("open", took)
+    for one in sorted(sent, key=lambda one: one.due):
+        answers.add(one.due, 1000 * one.took, ROUTE, _judge(pool, one, answers))
+    late = [1000 * (one.sent - one.due) for one in sent]
+    return OpenLoop(answers, rate, used / took, float(np.percentile(late, 99)) if late else 0.0)
+
+
+def _judge(pool: Pool, one: Sent, answers: Answers) -> str:
+    """What failed; counts how what did not fail was scored."""
+    if one.status == 0:
+        return f"{NO_ANSWER}{one.body.decode()}"
+    if one.status != 200:
+        return status_problem(one.status, one.body)
+    try:
+        answers.mix.count(
+            check_scores(pool.questions[one.place], pool.ids[one.place], one.body, pool.versions)
+        )
+    except WrongAnswer as error:
+        return str(error)
+    return ""
+
+
+async def _ask(pool: Pool, connections: int, rate: float, seconds: float) -> tuple[list[Sent], float]:
+    loop = asyncio.get_running_loop()
+    asker = _Asker(pool, await connect(pool.url, connections))
+    # A Poisson process of which it is known how many there are.
+    times = np.sort(np.random.default_rng(0).uniform(0, seconds, max(1, round(rate * seconds))))
+    asker.began = loop.time()
+    asked = []
+    for due, place in zip(times.tolist(), itertools.cycle(range(len(pool.wire))), strict=False):
+        wait_s = asker.began + due - loop.time()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        asked.append(asyncio.create_task(asker.ask(due, place)))
+    await asyncio.gather(*asked)
+    took = loop.time() - asker.began
+    asker.close()
+    return asker.sent, took
+
+
+class _Asker:
+    """Connections that are taken in turns, each opened again when it has ended."""
+
+    def __init__(self, pool: Pool, opened: Sequence[Connection]) -> None:
+        self.sent: list[Sent] = []
+        self.began = 0.0
+        self._pool = pool
+        # None: to be opened when its turn comes.
+        self._free: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
+        for connection in opened:
+            self._free.put_nowait(connection)
+
+    async def ask(self, due: float, place: int) -> None:
+        """Ask when a connection is free, and note what came of it."""
+        loop = asyncio.get_running_loop()
+        connection = await self._free.get()
+        sent = loop.time()
+        status, body = 0, b""
+        left_s = self._pool.timeout_s - (sent - self.began - due)
+        try:
+            if left_s <= 0:
+                raise TimeoutError
+            if connection is None or not connection.usable:
+                [connection] = await connect(self._pool.url, 1)
+            async with asyncio.timeout(left_s):
+                status, body = await connection.ask(self._pool.wire[place])
+        except TimeoutError:
+            body = b"timeout"
+        except OSError:
+            body = b"no connection"
+        except ServiceNotReady:
+            body = b"connection closed"
+        if status == 0 and left_s > 0 and connection is not None:
+            connection.close()
+            connection = None
+        self._free.put_nowait(connection)
+        self.sent.append(Sent(place, due, sent - self.began, loop.time() - self.began - due, status, body))
+
+    def close(self) -> None:
+        """End all connections."""
+        while not self._free.empty():
+            connection = self._free.get_nowait()
+            if connection is not None:
+                connection.close()

@@ -1,0 +1,122 @@
+"""Dashboards and alerts ask for metrics that the service and a refresh worker really export."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from srp4ctr.runtime.serving import COMMAND, free_port
+
+ROOT = Path(__file__).parents[2]
+DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
+RULES = ROOT / "deploy/prometheus/alerts.yml"
+BY_PROMETHEUS = {"job", "instance"}
+"""Labels that Prometheus itself gives to what it asks for."""
+
+NAME = re.compile(r"\b((?:srp4ctr|process)_\w+)(?:\{([^}]*)\})?")
+GROUPED = re.compile(r"\b(?:by|on|ignoring) ?\(([^)]*)\)")
+
+
+def alerts() -> list[dict]:
+    """The rules."""
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def queries() -> list[str]:
+    """All expressions of dashboards and alerts."""
+    panels = [panel for path in DASHBOARDS for panel in json.loads(path.read_text())["panels"]]
+    return [target["expr"] for panel in panels for target in panel["targets"]] + [
+        rule["expr"] for rule in alerts()
+    ]
+
+
+def labels_of(*texts: str) -> dict[str, set[str]]:
+    """Names of samples with their labels, of what was scraped."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for text in texts:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found[sample.name] |= set(sample.labels)
+    return found
+
+
+@pytest.fixture
+def exported(api, settings, wait_until) -> dict[str, set[str]]:
+    """Samples of a service after some requests, and of a refresh worker."""
+    score = {"user_id": "1", "item_ids": ["1", "2"]}
+    assert api.post("/score", json=score).status_code == 200
+    assert api.post("/score", json={"user_id": "1"}).status_code == 422
+    port = free_port()
+    environment = os.environ | {
+        "SRP4CTR_REDIS_URL": str(settings.redis_url),
+        # Where no version is active: it has nothing to do, and says so.
+        "SRP4CTR_NAMESPACE": "idle",
+        "SRP4CTR_VAR_DIR": str(settings.var_dir),
+        "SRP4CTR_REFRESH_METRICS_PORT": str(port),
+    }
+    with subprocess.Popen([*COMMAND, "refresh"], env=environment, stdout=subprocess.DEVNULL) as worker:
+        try:
+            url = f"http://127.0.0.1:{port}/metrics"
+
+            def answers() -> bool:
+                try:
+                    return httpx.get(url).status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            wait_until(answers)
+            return labels_of(api.get("/metrics").text, httpx.get(url).text)
+        finally:
+            worker.terminate()
+
+
+def test_every_query_is_of_what_is_exported(exported):
+    """No panel and no alert stays empty because of a name or a label that nobody exports."""
+    assert len(queries()) > 40
+    for query in queries():
+        names = NAME.findall(query)
+        assert names or query.count('up{job="') > 0, query
+        known = set(BY_PROMETHEUS)
+        for name, matchers in names:
+            assert name in exported, f"{name} in {query}"
+            own = exported[name] | BY_PROMETHEUS
+            assert set(re.findall(r"(\w+) ?(?:=|!=|=~|!~)\s*\"", matchers)) <= own, query
+            known |= own
+        for group in GROUPED.findall(query):
+            assert {one.strip() for one in group.split(",")} <= known, query
+
+
+def test_redis_is_measured(exported, api):
+    """The worker tells Redis's memory, and who waits to be refreshed."""
+    for name in ("srp4ctr_redis_memory_bytes", "srp4ctr_refresh_waiting", "srp4ctr_dead_letters"):
+        assert name in exported
+    ages = [
+        line for line in api.get("/metrics").text.splitlines() if line.startswith("srp4ctr_user_state_age")
+    ]
+    # User 1 has no state here, so that there is no age to count.
+    assert "srp4ctr_user_state_age_seconds_count 0.0" in ages
+
+
+def test_every_alert_has_a_runbook():
+    """docs/alerts.md has a section for each alert, and no other."""
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs/alerts.md").read_text(), re.MULTILINE)
+    assert sections == [rule["alert"] for rule in alerts()]
+    for rule in alerts():
+        assert rule["annotations"]["runbook"] == f"docs/alerts.md#{rule['alert'].lower()}"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_alerts_fire_when_they_should():
+    """Prometheus's own tool: nothing fires where all is well, and each alert where it is not."""
+    folder = ROOT / "deploy/prometheus"
+    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]):
+        done = subprocess.run(["promtool", *command], cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
