@@ -117,7 +117,7 @@ class RefreshSettings(StoreSettings):
     )
     onnx_threads: int = Field(default=1, ge=1, description="threads of one ONNX Runtime call")
     refresh_gather_ms: float = Field(
-        default=5,
+        default=50,
         ge=0,
         description="how long more events are gathered after the first, to encode their users together; milliseconds",
     )

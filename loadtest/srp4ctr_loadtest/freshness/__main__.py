@@ -118,10 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts alone (default: all)")
     parser.add_argument("--events-per-s", type=float, default=200, help="(default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=60, help="events come for so long (default: %(default)s)"
+        "--seconds", type=float, default=120, help="events come for so long (default: %(default)s)"
     )
     parser.add_argument(
-        "--samples-per-s", type=float, default=20, help="events that are timed (default: %(default)s)"
+        "--samples-per-s", type=float, default=5, help="events that are timed (default: %(default)s)"
     )
     parser.add_argument(
         "--candidates",

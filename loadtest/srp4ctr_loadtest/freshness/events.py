@@ -280,6 +280,10 @@ class _Run:
     async def _ask(self, request: Request) -> dict[str, Any] | None:
         """The answer; None where the request was refused. Srp4ctrError where it was wrong."""
         connection = await self._free.get()
+        if not connection.usable:
+            # The service ends what has been idle for some seconds.
+            (connection,) = await connect(self._url, 1)
+            self._opened.append(connection)
         status, body = await connection.ask(request)
         self._free.put_nowait(connection)
         if status in REFUSED:
