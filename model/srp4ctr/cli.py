@@ -40,6 +40,7 @@ COMMANDS = {
     "forget": Command("srp4ctr_offline.forget", "offline", "remove all that Redis has of a user"),
     "serve": Command("srp4ctr_service.serve", "service", "answer POST /score"),
     "refresh": Command("srp4ctr_service.refresh", "service", "encode users anew as they act"),
+    "monitor": Command("srp4ctr_service.monitor", "service", "measure the model on what users click"),
     "replay": Command(
         "srp4ctr_offline.replay", "offline", "recorded requests: served scores beside ONNX and torch"
     ),

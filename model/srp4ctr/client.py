@@ -4,7 +4,7 @@
         answer = client.score("196", ["242", "302"], deadline_ms=20)
 
 Requests are checked before they are sent, by the types that the service checks them with, and answers are those types.
-Scoring changes nothing, and events and forgetting change nothing the second time, so that a request is sent once more where
+Scoring changes nothing, and events, impressions and forgetting change nothing the second time, so that a request is sent once more where
 no answer came (no connection, or one that was closed) or where the service had too much to do, which another replica may not
 have. A request that took too long is not: its time is gone. Whatever cannot be answered is a `ServiceProblem`, and where nobody answers, a `ServiceUnreachable`.
 """
@@ -25,6 +25,9 @@ from srp4ctr.contract.http_types import (
     EventsRequest,
     EventsResponse,
     Forgotten,
+    Impression,
+    ImpressionsRequest,
+    ImpressionsResponse,
     ModelInfo,
     Problem,
     RankRequest,
@@ -171,6 +174,12 @@ def events_call(events: Sequence[Event]) -> Call[EventsResponse]:
     return Call("POST", "/events", _checked(EventsRequest, {"events": events}), EventsResponse)
 
 
+def impressions_call(impressions: Sequence[Impression]) -> Call[ImpressionsResponse]:
+    """POST /impressions. Raises InvalidRequest."""
+    request = _checked(ImpressionsRequest, {"impressions": impressions})
+    return Call("POST", "/impressions", request, ImpressionsResponse)
+
+
 def forget_call(user_id: str) -> Call[Forgotten]:
     """DELETE /users."""
     return Call("DELETE", f"/users/{quote(user_id, safe='')}", None, Forgotten)
@@ -260,6 +269,10 @@ class Client:
         """Tell what users did; returns when the service has it."""
         return self._send(events_call(events))
 
+    def impressions(self, impressions: Sequence[Impression]) -> ImpressionsResponse:
+        """Tell what users were shown of answers; returns when the service has it."""
+        return self._send(impressions_call(impressions))
+
     def forget(self, user_id: str) -> Forgotten:
         """Have all removed that the service's Redis has of a user."""
         return self._send(forget_call(user_id))
@@ -329,6 +342,10 @@ class AsyncClient:
     async def events(self, events: Sequence[Event]) -> EventsResponse:
         """Tell what users did; returns when the service has it."""
         return await self._send(events_call(events))
+
+    async def impressions(self, impressions: Sequence[Impression]) -> ImpressionsResponse:
+        """Tell what users were shown of answers; returns when the service has it."""
+        return await self._send(impressions_call(impressions))
 
     async def forget(self, user_id: str) -> Forgotten:
         """Have all removed that the service's Redis has of a user."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import polars as pl
 
+from srp4ctr.runtime.metrics import METRICS, Floats, Quality, calibration_curve, evaluate_rows
 from srp4ctr_offline.checkpoint import fingerprint, load_model
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.floors import FLOORS
-from srp4ctr_offline.metrics import METRICS, Floats, Quality, calibration_curve, evaluate_rows
 from srp4ctr_offline.plots import plot_calibration
 from srp4ctr_offline.predict import predict
 from srp4ctr_offline.prepared import SPLITS, TEST, Prepared

@@ -20,11 +20,11 @@ from srp4ctr.nn.export import EXPORTER, OPSET, EncoderGraph, Graph, ItemGraph, S
 from srp4ctr.nn.model import Srp4Ctr
 from srp4ctr.runtime.bundle import Bundle, file_hashes, seal_bundle
 from srp4ctr.runtime.items import Catalogue, ItemTable, Vectors, vectors_of
+from srp4ctr.runtime.metrics import METRICS
 from srp4ctr.runtime.sessions import open_session
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.checkpoint import fingerprint, load_model
 from srp4ctr_offline.config import RunConfig
-from srp4ctr_offline.metrics import METRICS
 from srp4ctr_offline.parity import compare
 from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.run import git_commit, job_parser, resolve, seed_everything, start_stage, write_json

@@ -16,10 +16,10 @@ from torch import nn
 from srp4ctr.contract.errors import DataError
 from srp4ctr.nn.ctr import CtrModel
 from srp4ctr.nn.objectives import drop_to_unknown
+from srp4ctr.runtime.metrics import auc, calibration_curve
 from srp4ctr_offline.batches import by_length, folded
 from srp4ctr_offline.checkpoint import load_model, new_model, save_model
 from srp4ctr_offline.config import FinetuneConfig, RunConfig
-from srp4ctr_offline.metrics import auc, calibration_curve
 from srp4ctr_offline.plots import plot_calibration, plot_epochs
 from srp4ctr_offline.predict import predict, predict_logits
 from srp4ctr_offline.prepared import TRAIN, VALID, Ints, Prepared

@@ -6,7 +6,7 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from srp4ctr.contract.vocabulary import Codes
-from srp4ctr_offline.metrics import Floats
+from srp4ctr.runtime.metrics import Floats
 from srp4ctr_offline.prepared import TRAIN, VALID, Ints, Prepared
 from srp4ctr_offline.rates import smoothed
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from srp4ctr.contract.errors import BundleError, ConfigError, DataError, GateFailed
 from srp4ctr.runtime.bundle import Bundle, find_bundle
+from srp4ctr.runtime.metrics import METRICS, Quality, evaluate_rows
 from srp4ctr_offline.config import GateConfig, RunConfig
-from srp4ctr_offline.metrics import METRICS, Quality, evaluate_rows
 from srp4ctr_offline.prepare import prepare_for
 from srp4ctr_offline.prepared import TEST, Ints, Prepared
 from srp4ctr_offline.run import config_of_run, start_stage, write_json

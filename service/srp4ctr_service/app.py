@@ -9,6 +9,7 @@ from starlette.types import Lifespan
 from srp4ctr import __version__
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.event_store import AsyncEventStore
+from srp4ctr.runtime.feedback_store import AsyncFeedbackStore
 from srp4ctr.runtime.near_cache import NearCache
 from srp4ctr.runtime.redis_client import connect_async, read_pool
 from srp4ctr.runtime.state_reads import Limits, StateReads
@@ -17,6 +18,7 @@ from srp4ctr_service import problems, routes
 from srp4ctr_service.compute import Compute
 from srp4ctr_service.events import Events
 from srp4ctr_service.keys import ApiKeys
+from srp4ctr_service.monitored import Monitored
 from srp4ctr_service.openapi import DocumentedApp
 from srp4ctr_service.parts import Parts
 from srp4ctr_service.recorder import Recorder
@@ -56,13 +58,16 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
             versions = Versions(settings, store, telemetry)
             states = StateReader(settings, reads, keys)
             compute = Compute(settings.max_waiting_candidates)
-            scoring = Scoring(settings, versions, states, compute, telemetry, recorder)
+            monitored = Monitored(settings, AsyncFeedbackStore(client, keys), telemetry)
+            scoring = Scoring(settings, versions, states, compute, telemetry, monitored, recorder)
             events = Events(settings, versions, AsyncEventStore(client, keys, settings.retention), telemetry)
-            app.state.parts = Parts(settings, redis_url, telemetry, store, versions, scoring, events)
+            app.state.parts = Parts(
+                settings, redis_url, telemetry, store, versions, scoring, events, monitored
+            )
             running.append(app.state.parts)
             try:
                 recorded = nullcontext() if recorder is None else recorder.written()
-                async with versions.followed(), telemetry.flushed(), recorded:
+                async with versions.followed(), telemetry.flushed(), monitored.written(), recorded:
                     yield
             finally:
                 running.clear()

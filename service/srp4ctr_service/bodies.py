@@ -7,7 +7,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from srp4ctr.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, MalformedBody
-from srp4ctr.contract.http_types import BatchRequest, Body, EventsRequest, UserRequest
+from srp4ctr.contract.http_types import (
+    BatchRequest,
+    Body,
+    EventsRequest,
+    Impression,
+    ImpressionsRequest,
+    UserRequest,
+)
 from srp4ctr_service.bounded_http import is_late
 from srp4ctr_service.formats import BODY, Format
 from srp4ctr_service.settings import Settings
@@ -46,33 +53,47 @@ def parse(kind: type[R], body: bytes, written: Format, settings: Settings) -> R:
         request: R = written.read(kind, body)
     except ValidationError as error:
         raise _invalid(error) from None
+    _check_ids(request)
+    _check_size(request, settings)
+    return request
+
+
+def _check_ids(request: Body) -> None:
     if isinstance(request, EventsRequest):
         for place, event in enumerate(request.events):
             for name, value in (("user_id", event.user_id), ("item_id", event.item_id)):
                 if "\0" in value:
                     raise InvalidRequest(f"events[{place}].{name}", NUL)
-        return request
-    if isinstance(request, BatchRequest):
+    elif isinstance(request, ImpressionsRequest):
+        for place, impression in enumerate(request.impressions):
+            _check_items(impression, f"impressions[{place}].")
+    elif isinstance(request, BatchRequest):
         for place, one in enumerate(request.requests):
-            _check(one, f"requests[{place}].")
-        candidates = sum(len(one.item_ids) for one in request.requests)
-        most, field = settings.max_batch_candidates, "requests"
+            _check_items(one, f"requests[{place}].")
     else:
         assert isinstance(request, UserRequest)
-        _check(request, "")
-        candidates, most, field = len(request.item_ids), settings.max_candidates, "item_ids"
-    if candidates > most:
-        raise InvalidRequest(field, f"{candidates} candidates are more than the {most} allowed")
-    return request
+        _check_items(request, "")
 
 
-def _check(request: UserRequest, at: str) -> None:
+def _check_items(request: UserRequest | Impression, at: str) -> None:
     if "\0" in request.user_id:
         raise InvalidRequest(f"{at}user_id", NUL)
     # One search for all, instead of a pattern for each, which took most of the time of a request's parsing.
     if "\0" in "".join(request.item_ids):
         place = next(place for place, one in enumerate(request.item_ids) if "\0" in one)
         raise InvalidRequest(f"{at}item_ids[{place}]", NUL)
+
+
+def _check_size(request: Body, settings: Settings) -> None:
+    if isinstance(request, BatchRequest):
+        candidates = sum(len(one.item_ids) for one in request.requests)
+        most, field = settings.max_batch_candidates, "requests"
+    elif isinstance(request, UserRequest):
+        candidates, most, field = len(request.item_ids), settings.max_candidates, "item_ids"
+    else:
+        return
+    if candidates > most:
+        raise InvalidRequest(field, f"{candidates} candidates are more than the {most} allowed")
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

@@ -14,6 +14,8 @@ from srp4ctr.contract.http_types import (
     EventsRequest,
     EventsResponse,
     Forgotten,
+    ImpressionsRequest,
+    ImpressionsResponse,
     ModelInfo,
     Problem,
     RankRequest,
@@ -43,7 +45,9 @@ class DocumentedApp(FastAPI):
             (RankResponse, "serialization"),
             (BatchResponse, "serialization"),
             (EventsRequest, "validation"),
+            (ImpressionsRequest, "validation"),
             (EventsResponse, "serialization"),
+            (ImpressionsResponse, "serialization"),
             (Forgotten, "serialization"),
             (ModelInfo, "serialization"),
             (Readiness, "serialization"),
@@ -79,6 +83,16 @@ _EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
     EventsRequest: {
         "events": [
             {"user_id": "196", "item_id": "242", "event_id": "e-1", "timestamp_ms": 1_700_000_000_000},
+        ]
+    },
+    ImpressionsRequest: {
+        "impressions": [
+            {
+                "request_id": "r-1",
+                "user_id": "196",
+                "item_ids": ["242"],
+                "timestamp_ms": 1_700_000_000_000,
+            },
         ]
     },
 }

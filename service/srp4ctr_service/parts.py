@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from srp4ctr.runtime.state_store import AsyncStateStore
 from srp4ctr_service.events import Events
+from srp4ctr_service.monitored import Monitored
 from srp4ctr_service.scoring import Scoring
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.telemetry import Telemetry
@@ -24,6 +25,7 @@ class Parts:
     versions: Versions
     scoring: Scoring
     events: Events
+    monitored: Monitored
 
     @classmethod
     def of(cls, request: Request) -> Self:

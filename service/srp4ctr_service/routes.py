@@ -21,6 +21,8 @@ from srp4ctr.contract.http_types import (
     EventsRequest,
     EventsResponse,
     Forgotten,
+    ImpressionsRequest,
+    ImpressionsResponse,
     Limits,
     ModelInfo,
     RankRequest,
@@ -70,6 +72,14 @@ async def events(request: Request) -> Response:  # noqa: ARG001
     raise AssertionError(_SHORTCUT)
 
 
+async def impressions(request: Request) -> Response:  # noqa: ARG001
+    """Tell what users were shown of answers. `srp4ctr monitor` joins it with the events that follow, and measures the model.
+
+    Only impressions of answers that are monitored are kept; the others may be sent all the same.
+    """
+    raise AssertionError(_SHORTCUT)
+
+
 async def forget(request: Request) -> Response:
     """Remove all that Redis has of a user: the states of all versions, the history, and the events that still wait.
 
@@ -98,6 +108,7 @@ def shortcuts(parts: Callable[[], Parts]) -> dict[str, Shortcut]:
         "/score": shortcut(ScoreRequest, lambda of, *asked: of.scoring.score(*asked)),
         "/rank": shortcut(RankRequest, lambda of, *asked: of.scoring.rank(*asked)),
         "/score/batch": shortcut(BatchRequest, lambda of, *asked: of.scoring.batch(*asked)),
+        "/impressions": shortcut(ImpressionsRequest, lambda of, *asked: of.monitored.shown(*asked)),
         "/events": shortcut(EventsRequest, lambda of, *asked: of.events.record(*asked)),
     }
 
@@ -182,6 +193,7 @@ def install(app: FastAPI) -> None:
         ("/rank", rank, RankRequest, RankResponse),
         ("/score/batch", batch, BatchRequest, BatchResponse),
         ("/events", events, EventsRequest, EventsResponse),
+        ("/impressions", impressions, ImpressionsRequest, ImpressionsResponse),
     ):
         responses = answers(given, ("application/json", BINARY), problems)
         add(path, endpoint, methods=["POST"], responses=responses, openapi_extra=takes(taken))

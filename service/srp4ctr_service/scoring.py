@@ -22,6 +22,7 @@ from srp4ctr.contract.state import UserState
 from srp4ctr_service.answers import Answer, written
 from srp4ctr_service.compute import Compute
 from srp4ctr_service.model import Question, ServedModel
+from srp4ctr_service.monitored import Monitored
 from srp4ctr_service.recorder import Recorder
 from srp4ctr_service.request_scope import RequestInfo
 from srp4ctr_service.settings import Settings
@@ -64,6 +65,7 @@ class Scoring:
         states: StateReader,
         compute: Compute,
         telemetry: Telemetry,
+        monitored: Monitored,
         recorder: Recorder | None = None,
     ) -> None:
         self._settings = settings
@@ -71,6 +73,7 @@ class Scoring:
         self._states = states
         self._compute = compute
         self._telemetry = telemetry
+        self._monitored = monitored
         self._recorder = recorder
 
     async def score(self, request: ScoreRequest, info: RequestInfo) -> bytes:
@@ -124,6 +127,9 @@ class Scoring:
             )
         if done is not None:
             self._telemetry.observe_stages(done.seconds)
+            self._monitored.offer(
+                turn.info.request_id, request.user_id, model.version, question.item_ids, done.scores
+            )
             if self._recorder is not None:
                 self._recorder.offer(
                     turn.info.request_id, model, request, question, done.rows, view, done.scores

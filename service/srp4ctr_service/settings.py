@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from srp4ctr.contract.http_types import MAX_CANDIDATES
+from srp4ctr.runtime.feedback_store import KEPT_S
 from srp4ctr.runtime.settings import StoreSettings
 
 
@@ -103,6 +104,14 @@ class Settings(StoreSettings):
         description="file of recorded requests that each model scores before it serves. Unset: one made-up request",
     )
 
+    monitored_share: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="share of the requests whose answers are kept in Redis for a while, with the user's id, for "
+        "`srp4ctr monitor` to join them with POST /impressions and events; 0: none, and the model's quality is not seen",
+    )
+
     onnx_threads: int = Field(default=1, ge=1, description="threads of one ONNX Runtime call")
     graceful_stop_s: int = Field(
         default=10, ge=0, description="time that running requests get to end when the service stops, seconds"
@@ -140,4 +149,34 @@ class RefreshSettings(StoreSettings):
         ge=0,
         le=65535,
         description="port of the worker's Prometheus metrics; unset: it has none",
+    )
+
+
+class MonitorSettings(StoreSettings):
+    """The monitor's settings, read once by `srp4ctr monitor`."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level of log lines"
+    )
+    monitor_port: int = Field(
+        default=9101,
+        ge=0,
+        le=65535,
+        description="port of the monitor's Prometheus metrics; 0 takes a free one",
+    )
+    monitor_window_s: float = Field(
+        default=1800,
+        gt=0,
+        le=KEPT_S / 2,
+        description="attribution window: an event is laid to an impression that came so long before it, at most; seconds",
+    )
+    monitor_clicks: str = Field(
+        default="",
+        pattern=r"^([A-Za-z_][A-Za-z0-9_]*=[^=]+)?$",
+        description="which events are clicks: a behaviour feature and its values, such as `rating=4,5`. Empty: all are",
+    )
+    monitor_impressions: int = Field(
+        default=50_000,
+        ge=100,
+        description="newest shown items that AUC, logloss and ECE are measured on, of all versions together",
     )

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -21,6 +23,8 @@ STAGES = ("parse", "state", "queue", "rows", "model", "answer", "total")
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _AGES = (1, 10, 60, 600, 3600, 6 * 3600, 86_400, 3 * 86_400, 7 * 86_400, 30 * 86_400)
 _CANDIDATES = (1, 10, 25, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+# Narrow where click rates are, as drift is seen by how many move between bins.
+_SCORE_BINS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 FLUSH_AT = 256
 FLUSH_EVERY_S = 1.0
 
@@ -100,6 +104,20 @@ class Telemetry:
             registry=registry,
         )
         self._written, self._dropped = records.labels("written"), records.labels("dropped")
+        monitored = Counter(
+            "srp4ctr_monitored",
+            "Answers taken to be monitored, by whether they were written or dropped",
+            ["outcome"],
+            registry=registry,
+        )
+        self._kept, self._lost = monitored.labels("written"), monitored.labels("dropped")
+        scores = Counter(
+            "srp4ctr_scores",
+            "Candidates of monitored answers by their probability: those up to the bin's end, and above the end before it",
+            ["bin"],
+            registry=registry,
+        )
+        self._score_bins = [scores.labels(f"{end:g}") for end in (*_SCORE_BINS, 1)]
         reads = Counter(
             "srp4ctr_near_cache_reads",
             "Reads of user states by the near cache",
@@ -161,6 +179,17 @@ class Telemetry:
         """Count questions that were recorded, and those that could not be; from any thread."""
         self._written.inc(written)
         self._dropped.inc(dropped)
+
+    def count_monitored(self, written: int, dropped: int) -> None:
+        """Count answers that the monitor will find, and those that it will not."""
+        self._kept.inc(written)
+        self._lost.inc(dropped)
+
+    def count_scores(self, scores: NDArray[np.float32]) -> None:
+        """Count candidates by their probability."""
+        bins = np.bincount(np.searchsorted(_SCORE_BINS, scores), minlength=len(self._score_bins))
+        for counter, number in zip(self._score_bins, bins.tolist(), strict=True):
+            self._tally[counter] += number
 
     def count_near_cache(self, hit: bool) -> None:
         """Count a read of a user's state."""

@@ -27,7 +27,14 @@ from srp4ctr_loadtest.freshness.publishing import publish
 from srp4ctr_loadtest.freshness.workplace import Cores, Workplace
 from srp4ctr_loadtest.load.__main__ import main
 from srp4ctr_loadtest.load.answers import Answers
-from srp4ctr_loadtest.load.checks import Versions, WrongAnswer, check_events, check_scores, is_refusal
+from srp4ctr_loadtest.load.checks import (
+    Versions,
+    WrongAnswer,
+    check_events,
+    check_impressions,
+    check_scores,
+    is_refusal,
+)
 from srp4ctr_loadtest.load.open_loop import OpenLoop, Pool, open_loop
 from srp4ctr_loadtest.load.population import Population
 from srp4ctr_loadtest.load.replay import read_questions
@@ -463,6 +470,23 @@ def test_events_are_stored_or_too_old() -> None:
     for change in ({"stored": 2}, {"duplicates": [0]}, {"request_id": "s"}, {"too_old": None}):
         with pytest.raises(WrongAnswer):
             check_events(2, "r", orjson.dumps(found | change), once=True)
+
+
+def test_the_best_candidates_are_reported_as_shown() -> None:
+    """An impression names the answer and the candidates with the highest scores, and its acknowledgement counts it at most once."""
+    items = [str(number) for number in range(30)]
+    scores = [number / 30 for number in range(30)]
+    (one,) = orjson.loads(Workload.impressions(Question(b"", "7", items), scores, "r-1"))["impressions"]
+    assert (one["request_id"], one["user_id"]) == ("r-1", "7")
+    assert one["item_ids"] == [str(number) for number in range(29, 19, -1)]
+    check_impressions("r", b'{"request_id": "r", "monitored": 1}')
+    for wrong in (
+        b'{"request_id": "s", "monitored": 1}',
+        b'{"request_id": "r", "monitored": 2}',
+        b'{"request_id": "r"}',
+    ):
+        with pytest.raises(WrongAnswer):
+            check_impressions("r", wrong)
 
 
 def test_what_a_client_has_to_expect() -> None:

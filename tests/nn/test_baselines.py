@@ -8,8 +8,8 @@ import torch
 
 from srp4ctr.nn.baselines import BASELINES, Baseline, BaselineConfig
 from srp4ctr.nn.baselines.din import AttentionUnit
+from srp4ctr.runtime.metrics import auc
 from srp4ctr_offline.finetune import finetune
-from srp4ctr_offline.metrics import auc
 from srp4ctr_offline.predict import predict
 from srp4ctr_offline.prepared import TEST
 

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from srp4ctr.contract.errors import DataError
+from srp4ctr.runtime.metrics import evaluate_rows
 from srp4ctr_offline.checkpoint import load_model
 from srp4ctr_offline.config import RunConfig
-from srp4ctr_offline.metrics import evaluate_rows
 from srp4ctr_offline.predict import Condition, predict
 from srp4ctr_offline.prepared import TEST
 from srp4ctr_offline.study.delays import AT_ONCE, BEHIND, NIGHTLY, delays, main, nightly_cuts

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from srp4ctr.runtime.metrics import auc
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.floors import (
     USER_PRIOR_ROWS,
@@ -15,7 +16,6 @@ from srp4ctr_offline.floors import (
     item_popularity,
     logistic_regression,
 )
-from srp4ctr_offline.metrics import auc
 from srp4ctr_offline.prepare import prepare
 from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.rates import PRIOR_ROWS

@@ -12,11 +12,11 @@ import torch
 
 from srp4ctr.cli import main as cli
 from srp4ctr.runtime.bundle import Bundle
+from srp4ctr.runtime.metrics import evaluate_rows
 from srp4ctr_offline.checkpoint import load_model, new_model, save_model
 from srp4ctr_offline.config import GateConfig, RunConfig
 from srp4ctr_offline.export import export
 from srp4ctr_offline.gate import compare, sample_rows
-from srp4ctr_offline.metrics import evaluate_rows
 from srp4ctr_offline.predict import predict
 from srp4ctr_offline.prepare import prepare, prepare_for
 from srp4ctr_offline.prepared import TEST, Prepared

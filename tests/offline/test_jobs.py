@@ -20,6 +20,7 @@ from srp4ctr.contract.errors import (
 from srp4ctr.contract.vocabulary import Vocabulary
 from srp4ctr.runtime.bundle import Bundle, find_bundle
 from srp4ctr.runtime.items import Catalogue
+from srp4ctr.runtime.metrics import auc
 from srp4ctr.runtime.sessions import OnnxScorer
 from srp4ctr_offline.batches import folded, windows
 from srp4ctr_offline.checkpoint import fingerprint, load_model, new_model, save_model
@@ -27,7 +28,6 @@ from srp4ctr_offline.config import RunConfig, load_config
 from srp4ctr_offline.evaluate import run as evaluate_run
 from srp4ctr_offline.export import export
 from srp4ctr_offline.finetune import finetune
-from srp4ctr_offline.metrics import auc
 from srp4ctr_offline.parity import compare
 from srp4ctr_offline.predict import predict
 from srp4ctr_offline.prepare import prepare

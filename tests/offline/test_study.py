@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from srp4ctr.contract.errors import ConfigError
+from srp4ctr.runtime.metrics import METRICS, evaluate_rows
 from srp4ctr_offline.floors import FLOORS
-from srp4ctr_offline.metrics import METRICS, evaluate_rows
 from srp4ctr_offline.prepared import TEST
 from srp4ctr_offline.study.aims import next_item_aims, rows_aims
 from srp4ctr_offline.study.compare import Compared, spread

@@ -7,7 +7,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from srp4ctr.client import AsyncClient, Client, Event, ServiceProblem, ServiceUnreachable, UserRequest
+from srp4ctr.client import (
+    AsyncClient,
+    Client,
+    Event,
+    Impression,
+    ServiceProblem,
+    ServiceUnreachable,
+    UserRequest,
+)
 from srp4ctr.contract.errors import ConfigError, InvalidRequest
 from srp4ctr.contract.http_types import Problem
 
@@ -45,6 +53,8 @@ def test_client_gives_what_the_service_answers(first, store, url, binary):
         sent = client.events([event, event])
         assert (sent.stored, sent.duplicates, sent.too_old) == (1, [1], [])
         assert client.score("a/b c", ITEMS).user_state.events_behind == 1
+        shown = Impression(request_id="r", user_id="a/b c", item_ids=["7"], timestamp_ms=1_700_000_000_000)
+        assert client.impressions([shown]).monitored == 0
         assert client.forget("a/b c").removed == 3
         assert client.score("a/b c", ITEMS).user_state.events_behind == 0
 
@@ -60,6 +70,8 @@ def test_async_client_is_the_same(first, url, binary):
             batch = await client.batch([UserRequest(user_id="nobody", item_ids=ITEMS)])
             event = Event(user_id="7", item_id="7", event_id="e-1", timestamp_ms=1_700_000_000_000)
             assert (await client.events([event])).stored == 1
+            shown = Impression(request_id="r", user_id="7", item_ids=["7"], timestamp_ms=1_700_000_000_000)
+            assert (await client.impressions([shown])).monitored == 0
             assert (await client.forget("7")).removed == 3
             return many, ranked, batch, await client.model()
 

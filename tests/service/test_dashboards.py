@@ -1,4 +1,4 @@
-"""Dashboards and alerts ask for metrics that the service and a refresh worker really export."""
+"""Dashboards and alerts ask for metrics that the service, a refresh worker and the monitor really export."""
 
 import json
 import os
@@ -11,9 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from srp4ctr.runtime.serving import COMMAND, free_port
+from srp4ctr_service.online_quality import Judged, OnlineQuality
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
@@ -21,20 +23,25 @@ RULES = ROOT / "deploy/prometheus/alerts.yml"
 BY_PROMETHEUS = {"job", "instance"}
 """Labels that Prometheus itself gives to what it asks for."""
 
-NAME = re.compile(r"\b((?:srp4ctr|process)_\w+)(?:\{([^}]*)\})?")
+NAME = re.compile(r"\b((?:srp4ctr[:_]|process_)\w+)(?:\{([^}]*)\})?")
 GROUPED = re.compile(r"\b(?:by|on|ignoring) ?\(([^)]*)\)")
 
 
-def alerts() -> list[dict]:
-    """The rules."""
+def rules() -> list[dict]:
+    """Recording rules and alerts."""
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
+def alerts() -> list[dict]:
+    """The alerts."""
+    return [rule for rule in rules() if "alert" in rule]
+
+
 def queries() -> list[str]:
-    """All expressions of dashboards and alerts."""
+    """All expressions of dashboards, recording rules and alerts."""
     panels = [panel for path in DASHBOARDS for panel in json.loads(path.read_text())["panels"]]
     return [target["expr"] for panel in panels for target in panel["targets"]] + [
-        rule["expr"] for rule in alerts()
+        rule["expr"] for rule in rules()
     ]
 
 
@@ -48,9 +55,16 @@ def labels_of(*texts: str) -> dict[str, set[str]]:
     return found
 
 
+def monitored() -> str:
+    """What a monitor exports that has seen a click and none."""
+    registry = CollectorRegistry()
+    OnlineQuality(100, registry).add([Judged("v", 0.5, True), Judged("v", 0.25, False)])
+    return generate_latest(registry).decode()
+
+
 @pytest.fixture
 def exported(api, settings, wait_until) -> dict[str, set[str]]:
-    """Samples of a service after some requests, and of a refresh worker."""
+    """Samples of a service after some requests, of a refresh worker, and of a monitor after some impressions."""
     score = {"user_id": "1", "item_ids": ["1", "2"]}
     assert api.post("/score", json=score).status_code == 200
     assert api.post("/score", json={"user_id": "1"}).status_code == 422
@@ -73,7 +87,8 @@ def exported(api, settings, wait_until) -> dict[str, set[str]]:
                     return False
 
             wait_until(answers)
-            return labels_of(api.get("/metrics").text, httpx.get(url).text)
+            recorded = {rule["record"]: {"bin"} for rule in rules() if "record" in rule}
+            return labels_of(api.get("/metrics").text, httpx.get(url).text, monitored()) | recorded
         finally:
             worker.terminate()
 

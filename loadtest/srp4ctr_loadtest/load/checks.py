@@ -121,6 +121,19 @@ def check_scores(question: Question, request_id: str, body: bytes, versions: Ver
     return answer
 
 
+def check_impressions(request_id: str, body: bytes) -> None:
+    """The answer to a POST /impressions of one impression that was answered with 200; raises WrongAnswer."""
+    try:
+        answer = orjson.loads(body)
+        told, monitored = answer["request_id"], answer["monitored"]
+    except (ValueError, KeyError, TypeError):
+        raise WrongAnswer(f"{WRONG}not as the contract has it") from None
+    if told != request_id:
+        raise WrongAnswer(f"{WRONG}another request's id")
+    if monitored not in (0, 1):
+        raise WrongAnswer(f"{WRONG}more impressions monitored than sent")
+
+
 def check_events(sent: int, request_id: str, body: bytes, *, once: bool) -> None:
     """The answer to a POST /events of so many new events that was answered with 200; raises WrongAnswer.
 

@@ -24,6 +24,7 @@ from srp4ctr_loadtest.load.checks import (
     Versions,
     WrongAnswer,
     check_events,
+    check_impressions,
     check_scores,
     is_refusal,
     status_problem,
@@ -111,23 +112,31 @@ class RankingUser(FastHttpUser):
             self._score(next(logged))
             return
         question = self.workload.question()
-        scores = self._score(question)
-        acts = None if scores is None else self.workload.events(question, scores)
+        answer = self._score(question)
+        if answer is None:
+            return
+        request_id, scores = answer
+        acts = self.workload.events(question, scores)
         if acts is not None:
+            if settings.impressions:
+                self._post(
+                    "/impressions", Workload.impressions(question, scores, request_id), check_impressions
+                )
             count = len(orjson.loads(acts)["events"])
             once = not settings.accept_refusals
             self._post("/events", acts, lambda told, body: check_events(count, told, body, once=once))
 
-    def _score(self, question: Question) -> list[float] | None:
-        found: list[float] = []
+    def _score(self, question: Question) -> tuple[str, list[float]] | None:
+        """The answer's request id and scores."""
+        found: list[tuple[str, list[float]]] = []
 
         def check(told: str, body: bytes) -> None:
             answer = check_scores(question, told, body, Run.versions)
             answers.mix.count(answer)
-            found.extend(answer["scores"])
+            found.append((told, answer["scores"]))
 
         self._post("/score", question.body, check)
-        return found or None
+        return found[0] if found else None
 
     def _post(self, path: str, body: bytes, check: Any) -> None:
         request_id = f"load-{next(numbers)}"

@@ -70,6 +70,10 @@ class LoadSettings(BaseSettings):
         description="answers after which the user acts on some of the best candidates: POST /events. These events are stored "
         "under the users of the service's Redis; 0 stores none",
     )
+    impressions: bool = Field(
+        default=False,
+        description="whenever the user acts, the best candidates are reported as shown: POST /impressions, for `srp4ctr monitor`",
+    )
     deadline_ms: float | None = Field(
         default=None, gt=0, description="of each request, milliseconds. Unset: the service's own"
     )

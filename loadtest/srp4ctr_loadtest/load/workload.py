@@ -94,7 +94,7 @@ class Workload:
         random = self._random
         if question.cold or random.random() >= self._settings.events_share:
             return None
-        shown = np.argsort(np.asarray(scores))[::-1][:SHOWN]
+        shown = _best(scores)
         acted = random.choice(shown, min(int(random.integers(1, ACTS + 1)), len(shown)), replace=False)
         now = time.time_ns() // 1_000_000
         events = []
@@ -113,8 +113,26 @@ class Workload:
             )
         return orjson.dumps({"events": events})
 
+    @staticmethod
+    def impressions(question: Question, scores: Sequence[float], request_id: str) -> bytes:
+        """A POST /impressions of what the user sees of the answer of that id."""
+        shown = [question.item_ids[place] for place in _best(scores)]
+        now = time.time_ns() // 1_000_000
+        one = {
+            "request_id": request_id,
+            "user_id": question.user_id,
+            "item_ids": shown,
+            "timestamp_ms": now,
+        }
+        return orjson.dumps({"impressions": [one]})
+
     def _one_of(self, values: Sequence[Any]) -> Any:
         return values[int(self._random.integers(len(values)))]
+
+
+def _best(scores: Sequence[float]) -> NDArray[np.int64]:
+    """Places of what is shown."""
+    return np.argsort(np.asarray(scores))[::-1][:SHOWN]
 
 
 def candidate_counts(settings: LoadSettings, random: np.random.Generator) -> Callable[[], int]:

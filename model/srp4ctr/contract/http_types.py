@@ -127,6 +127,35 @@ class EventsResponse(BaseModel):
     )
 
 
+class Impression(Body):
+    """What a user was shown of an answer."""
+
+    request_id: Id = Field(description="the answer's")
+    user_id: Id
+    item_ids: list[Id] = Field(
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        description="those of the answer's candidates that were shown",
+    )
+    timestamp_ms: int = Field(
+        ge=1,
+        description="when they were shown, Unix milliseconds, by the clock that events have their times from",
+    )
+
+
+class ImpressionsRequest(Body):
+    """What users were shown."""
+
+    impressions: list[Impression] = Field(min_length=1, max_length=MAX_EVENTS, description="in any order")
+
+
+class ImpressionsResponse(BaseModel):
+    """Those whose answers are monitored are kept, to be joined with what users click."""
+
+    request_id: str
+    monitored: int = Field(description="impressions whose answers are of the share that is monitored")
+
+
 class Forgotten(BaseModel):
     """Redis has nothing of the user any more."""
 

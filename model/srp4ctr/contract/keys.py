@@ -43,6 +43,14 @@ class Keys:
         """Stream: users of the partition of that number who acted and whose states are to be refreshed."""
         return f"{self.namespace}:{{p{number}}}:acted"
 
+    def answered(self, number: int) -> str:
+        """Stream: a share of the answers to the partition's users, for the monitor."""
+        return f"{self.namespace}:{{p{number}}}:answered"
+
+    def shown(self, number: int) -> str:
+        """Stream: what the partition's users were shown of those answers."""
+        return f"{self.namespace}:{{p{number}}}:shown"
+
     def upcoming(self) -> str:
         """String: the version that is about to be active, and is kept as fresh as the active one."""
         return f"{self.namespace}:upcoming"

@@ -126,12 +126,14 @@ return 1
 """
 
 FORGET = """
--- KEYS history, sequence, stream, states. ARGV user id. Gives how many keys and entries were removed.
-local removed = 0
-for _, entry in ipairs(redis.call('XRANGE', KEYS[3], '-', '+')) do
-  if entry[2][2] == ARGV[1] then removed = removed + redis.call('XDEL', KEYS[3], entry[1]) end
+-- KEYS history, sequence, three streams whose entries have the user first, states. ARGV user id.
+-- Gives how many keys and entries were removed.
+local removed = redis.call('DEL', KEYS[1], KEYS[2])
+for place = 3, 5 do
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[place], '-', '+')) do
+    if entry[2][2] == ARGV[1] then removed = removed + redis.call('XDEL', KEYS[place], entry[1]) end
+  end
 end
-removed = removed + redis.call('DEL', KEYS[1], KEYS[2])
-for place = 4, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
+for place = 6, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
 return removed
 """

@@ -172,5 +172,7 @@ class AsyncEventStore:
 
 
 def _forget_arguments(keys: Keys, user_id: str, versions: Iterable[str]) -> tuple[list[str], list[str]]:
-    own = [keys.history(user_id), keys.sequence(user_id), keys.stream(partition(user_id))]
+    number = partition(user_id)
+    streams = [keys.stream(number), keys.answered(number), keys.shown(number)]
+    own = [keys.history(user_id), keys.sequence(user_id), *streams]
     return [*own, *(keys.state(version, user_id) for version in versions)], [user_id]

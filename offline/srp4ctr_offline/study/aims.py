@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from srp4ctr_offline.metrics import Quality
+from srp4ctr.runtime.metrics import Quality
 from srp4ctr_offline.study.compare import ENOUGH_SEEDS, Difference
 from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, RIVAL, averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import number, seeds_text, table, with_interval

@@ -13,9 +13,9 @@ import numpy as np
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr.nn.ctr import CtrModel
 from srp4ctr.nn.model import Srp4Ctr
+from srp4ctr.runtime.metrics import METRICS, evaluate_rows
 from srp4ctr_offline.checkpoint import load_model, new_model, save_model
 from srp4ctr_offline.finetune import finetune
-from srp4ctr_offline.metrics import METRICS, evaluate_rows
 from srp4ctr_offline.predict import predict
 from srp4ctr_offline.prepared import TEST, VALID, Prepared
 from srp4ctr_offline.pretrain import pretrain

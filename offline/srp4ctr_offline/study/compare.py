@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from srp4ctr_offline.metrics import METRICS, Floats, Labels, Quality, evaluate_rows
+from srp4ctr.runtime.metrics import METRICS, Floats, Labels, Quality, evaluate_rows
 from srp4ctr_offline.prepared import Ints
 
 ENOUGH_SEEDS = 3

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import DataError, Srp4ctrError
 from srp4ctr.runtime.bundle import Bundle, find_bundle
+from srp4ctr.runtime.metrics import Quality, evaluate_rows
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.columns import numbers_of
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.data.tables import read_table
 from srp4ctr_offline.gate import sample_rows
-from srp4ctr_offline.metrics import Quality, evaluate_rows
 from srp4ctr_offline.prepared import TEST, Ints, Prepared
 from srp4ctr_offline.run import resolve, write_json
 from srp4ctr_offline.served import predict_served

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from srp4ctr_offline.metrics import METRICS
+from srp4ctr.runtime.metrics import METRICS
 from srp4ctr_offline.study.measured import Measured, Record
 
 ALL_ITEMS = "-all-items"

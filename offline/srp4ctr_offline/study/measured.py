@@ -7,9 +7,9 @@ from typing import Any
 import polars as pl
 
 from srp4ctr.nn.baselines import BASELINES
+from srp4ctr.runtime.metrics import Floats
 from srp4ctr_offline.checkpoint import new_model
 from srp4ctr_offline.floors import FLOORS
-from srp4ctr_offline.metrics import Floats
 from srp4ctr_offline.prepare import prepare
 from srp4ctr_offline.prepared import TEST, Ints, Prepared
 from srp4ctr_offline.study.compare import Compared

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from srp4ctr_offline.metrics import Quality, evaluate_rows
+from srp4ctr.runtime.metrics import Quality, evaluate_rows
 from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.markdown import NONE, number, seeds_text, table, thousands, with_interval
 from srp4ctr_offline.study.measured import Measured

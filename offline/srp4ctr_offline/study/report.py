@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from srp4ctr_offline.metrics import DRAWS
+from srp4ctr.runtime.metrics import DRAWS
 from srp4ctr_offline.study.aims import aims_table, next_item_aims, rows_aims
 from srp4ctr_offline.study.compare import ENOUGH_SEEDS
 from srp4ctr_offline.study.cost import cost_of

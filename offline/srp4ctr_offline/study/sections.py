@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from srp4ctr_offline.metrics import METRICS, calibration_curve
+from srp4ctr.runtime.metrics import METRICS, calibration_curve
 from srp4ctr_offline.plots import plot_calibration
 from srp4ctr_offline.study.compare import Compared, Difference, spread
 from srp4ctr_offline.study.entries import cpu_minutes

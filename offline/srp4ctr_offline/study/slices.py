@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from srp4ctr_offline.metrics import auc, evaluate_rows
+from srp4ctr.runtime.metrics import auc, evaluate_rows
 from srp4ctr_offline.prepared import TRAIN, Ints, Prepared
 from srp4ctr_offline.study.compare import Compared
 

@@ -97,8 +97,8 @@ def evaluate_rows(
         rated = ~np.isnan(own)
         share = times[rated] * rows_of_user[rated]
         gauc = float((share * own[rated]).sum() / share.sum()) if share.sum() else float("nan")
-        gap = np.abs(np.bincount(bin_of, weight * (probability - label), BINS)).sum()
-        return [ranking.auc(weight), gauc, float((weight * loss).sum() / weight.sum()), gap / weight.sum()]
+        gap = _gap(label, probability, bin_of, weight)
+        return [ranking.auc(weight), gauc, float((weight * loss).sum() / weight.sum()), gap]
 
     generator = np.random.default_rng(seed)
     samples = [
@@ -106,6 +106,11 @@ def evaluate_rows(
         for _ in range(draws)
     ]
     return Quality(np.array(under(np.ones(users))), np.array(samples))
+
+
+def expected_calibration_error(label: Labels, probability: Floats) -> float:
+    """ECE of rows that all weigh the same."""
+    return _gap(label, probability, _bins(probability), np.ones(len(label)))
 
 
 def calibration_curve(label: Labels, probability: Floats) -> Floats:
@@ -116,6 +121,10 @@ def calibration_curve(label: Labels, probability: Floats) -> Floats:
     predicted = np.bincount(bin_of, probability, BINS)[kept] / rows[kept]
     clicked = np.bincount(bin_of, label, BINS)[kept] / rows[kept]
     return np.stack([predicted, clicked, rows[kept].astype(float)], axis=1)
+
+
+def _gap(label: Labels, probability: Floats, bin_of: NDArray[np.int64], weight: Floats) -> float:
+    return float(np.abs(np.bincount(bin_of, weight * (probability - label), BINS)).sum() / weight.sum())
 
 
 def _bins(probability: Floats) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from srp4ctr_offline.metrics import auc, calibration_curve, evaluate_rows
+from srp4ctr.runtime.metrics import auc, calibration_curve, evaluate_rows
 
 
 def sample(seed: int, rows: int = 400, users: int = 30):

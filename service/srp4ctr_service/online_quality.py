@@ -1,0 +1,168 @@
+"""How good the model is on what users were shown: its answers joined with their events within an attribution window."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from srp4ctr.contract.events import RawEvent
+from srp4ctr.runtime.event_store import EventStore
+from srp4ctr.runtime.feedback_store import FeedbackStore, MonitoredAnswer, ShownItems
+from srp4ctr.runtime.metrics import CLIP, auc, expected_calibration_error
+
+LATE_S = 10.0
+"""Beyond the window, that an event may need to arrive."""
+
+
+class Judged(NamedTuple):
+    """One item that a user was shown: the probability that it was given, and whether the user clicked."""
+
+    version: str
+    probability: float
+    clicked: bool
+
+
+class Clicks:
+    """Tells which events are clicks."""
+
+    def __init__(self, rule: str) -> None:
+        """`rule` is empty, for all, or `feature=value,value`."""
+        self._feature, _, values = rule.partition("=")
+        self._values = set(values.split(","))
+
+    def __call__(self, event: RawEvent) -> bool:
+        """Whether the event is a click."""
+        return not self._feature or str(event.features.get(self._feature)) in self._values
+
+
+def judge(
+    shown: ShownItems,
+    answer: MonitoredAnswer,
+    events: Iterable[RawEvent],
+    window_ms: float,
+    is_click: Callable[[RawEvent], bool],
+) -> list[Judged]:
+    """Of each shown item that the answer has: its probability, and whether it was clicked in the window."""
+    clicked = {
+        event.item_id
+        for event in events
+        if shown.shown_ms <= event.time_ms <= shown.shown_ms + window_ms and is_click(event)
+    }
+    given = dict(zip(answer.item_ids, answer.scores.tolist(), strict=True))
+    return [
+        Judged(answer.version, given[item_id], item_id in clicked)
+        for item_id in dict.fromkeys(shown.item_ids)
+        if item_id in given
+    ]
+
+
+class OnlineQuality(Collector):
+    """Counts of what was shown and clicked, and by version the quality on the newest shown items."""
+
+    def __init__(self, newest: int, registry: CollectorRegistry) -> None:
+        """Keeps so many shown items."""
+        self._judged: deque[Judged] = deque(maxlen=newest)
+        self._shown = Counter("srp4ctr_shown_items", "Shown items of monitored answers", registry=registry)
+        self._clicked = Counter("srp4ctr_clicked_items", "Those of them that were clicked", registry=registry)
+        self._expected = Counter(
+            "srp4ctr_expected_clicks",
+            "What the model expected: the sum of their probabilities",
+            registry=registry,
+        )
+        self._unmatched = Counter(
+            "srp4ctr_unmatched_impressions",
+            "Impressions of monitored answers of which the answer was not found",
+            registry=registry,
+        )
+        registry.register(self)
+
+    def add(self, judged: Sequence[Judged]) -> None:
+        """Count in what was judged."""
+        self._judged.extend(judged)
+        self._shown.inc(len(judged))
+        self._clicked.inc(sum(one.clicked for one in judged))
+        self._expected.inc(sum(one.probability for one in judged))
+
+    def add_unmatched(self, impressions: int) -> None:
+        """Count impressions that could not be judged."""
+        self._unmatched.inc(impressions)
+
+    def describe(self) -> Iterator[Metric]:
+        """The metrics' names."""
+        yield from self._families().values()
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of every version that is among the newest shown items; those that its items do not define are absent."""
+        families = self._families()
+        by_version: dict[str, list[Judged]] = {}
+        for one in tuple(self._judged):
+            by_version.setdefault(one.version, []).append(one)
+        for version, judged in by_version.items():
+            for name, value in _measure(judged).items():
+                if np.isfinite(value):
+                    families[name].add_metric([version], value)
+        yield from families.values()
+
+    @staticmethod
+    def _families() -> Mapping[str, GaugeMetricFamily]:
+        return {
+            name: GaugeMetricFamily(f"srp4ctr_online_{name}", text, labels=["version"])
+            for name, text in (
+                ("items", "Newest shown items, which the other metrics of this name are of"),
+                ("click_rate", "Share of them that was clicked"),
+                ("expected_click_rate", "Mean of their probabilities"),
+                ("auc", "AUC of the probabilities"),
+                ("logloss", "Mean negative log-likelihood of the clicks"),
+                ("ece", "Expected calibration error, 15 bins"),
+            )
+        }
+
+
+def _measure(judged: Sequence[Judged]) -> dict[str, float]:
+    probability = np.array([one.probability for one in judged])
+    label = np.array([one.clicked for one in judged], np.int8)
+    clipped = np.clip(probability, CLIP, 1 - CLIP)
+    return {
+        "items": len(judged),
+        "click_rate": float(label.mean()),
+        "expected_click_rate": float(probability.mean()),
+        "auc": auc(label, probability),
+        "logloss": float(-np.where(label == 1, np.log(clipped), np.log1p(-clipped)).mean()),
+        "ece": expected_calibration_error(label, probability),
+    }
+
+
+class Monitor:
+    """Joins answers, impressions and events, and counts what comes of it."""
+
+    def __init__(
+        self,
+        feedback: FeedbackStore,
+        events: EventStore,
+        window_s: float,
+        is_click: Callable[[RawEvent], bool],
+        quality: OnlineQuality,
+        late_s: float = LATE_S,
+    ) -> None:
+        self._feedback = feedback
+        self._events = events
+        self._window_s = window_s
+        self._late_s = late_s
+        self._is_click = is_click
+        self._quality = quality
+
+    def step(self) -> int:
+        """Judge all impressions whose window is over, and tell how many; raises StoreUnavailable, StoreError."""
+        taken = self._feedback.take(self._window_s + self._late_s)
+        pairs = [(shown, answer) for shown, answer in taken if answer is not None]
+        users = sorted({shown.user_id for shown, _ in pairs})
+        events = {history.user_id: history.events for history in self._events.histories(users, ())}
+        for shown, answer in pairs:
+            own = events.get(shown.user_id, ())
+            self._quality.add(judge(shown, answer, own, 1000 * self._window_s, self._is_click))
+        self._quality.add_unmatched(len(taken) - len(pairs))
+        return len(taken)
