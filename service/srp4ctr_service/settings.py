@@ -80,7 +80,7 @@ class Settings(StoreSettings):
         default=86_400, gt=0, description="a user's state that is older is used, and called stale; seconds"
     )
     version_poll_ms: int = Field(
-        default=1000, gt=0, description="time between two looks at the active version, milliseconds"
+        default=500, gt=0, description="time between two looks at the active version, milliseconds"
     )
 
     record_dir: Path | None = Field(
