@@ -23,7 +23,7 @@ RUN python -m venv /opt/srp4ctr
 COPY deploy/docker/requirements.py pyproject.toml constraints.txt ./
 
 FROM build AS build-service
-RUN python requirements.py service > requirements.txt \
+RUN python requirements.py service traces > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 COPY . .
 RUN pip install --no-deps . && pip uninstall --yes setuptools pip

@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv (torch and friends: a minute or more) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[service,offline,local,loadtest,dev]'
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[service,traces,offline,local,loadtest,dev]'
 	@touch $@
 
 demo: $(INSTALLED) ## the main job on real data, from MovieLens 100K to a scored request; serves until Ctrl-C
@@ -76,7 +76,7 @@ documents: $(INSTALLED) ## renew docs/openapi.json and docs/settings.md from the
 constraints: ## renew constraints.txt with the newest releases that pyproject allows
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[service,offline,local,loadtest,dev]'
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[service,traces,offline,local,loadtest,dev]'
 	@head -n 1 constraints.txt > constraints.new
 	@$(BIN)/python -m pip freeze --all --exclude-editable | grep -vE '^pip==' | sed -E 's/\+[a-z0-9.]+$$//' >> constraints.new
 	@mv constraints.new constraints.txt && touch $(INSTALLED)

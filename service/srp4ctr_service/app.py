@@ -27,6 +27,7 @@ from srp4ctr_service.scoring import Scoring
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.states import StateReader
 from srp4ctr_service.telemetry import Telemetry
+from srp4ctr_service.tracing import Tracing
 from srp4ctr_service.versions import Versions
 from srp4ctr_service.warm_up import check
 
@@ -35,10 +36,11 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
     """The service's app for the Redis at `redis_url`; before it is started, it looks at the files that settings
     name, and at nothing else.
 
-    Raises ConfigError where there are no API keys or no records in them, or records cannot be written.
+    Raises ConfigError where there are no API keys or no records in them, records cannot be written, or what sends traces is missing.
     """
     telemetry = Telemetry()
     recorder = Recorder.configured(settings, telemetry)
+    tracing = Tracing.configured(settings)
     if settings.warmup_file is not None:
         check(settings.warmup_file)
     running: list[Parts] = []
@@ -67,7 +69,8 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
             running.append(app.state.parts)
             try:
                 recorded = nullcontext() if recorder is None else recorder.written()
-                async with versions.followed(), telemetry.flushed(), monitored.written(), recorded:
+                traced = nullcontext() if tracing is None else tracing.sent()
+                async with versions.followed(), telemetry.flushed(), monitored.written(), recorded, traced:
                     yield
             finally:
                 running.clear()
@@ -76,7 +79,8 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
     app = document_app(lifespan)
     problems.install(app, telemetry)
     keys = None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file)
-    return RequestScope(app, telemetry, problems.answer, routes.shortcuts(lambda: running[0]), keys)
+    shortcuts = routes.shortcuts(lambda: running[0])
+    return RequestScope(app, telemetry, problems.answer, shortcuts, keys, tracing)
 
 
 def document_app(lifespan: Lifespan[FastAPI] | None = None) -> DocumentedApp:

@@ -18,6 +18,7 @@ from srp4ctr_service.formats import JSON, Format
 from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.routing import RAISED
 from srp4ctr_service.telemetry import Telemetry
+from srp4ctr_service.tracing import Attribute, Trace, Tracing
 
 log = structlog.get_logger()
 
@@ -36,12 +37,20 @@ class RequestInfo:
     started: float
     notes: dict[str, Any] = field(default_factory=dict)
     format: Format = JSON
+    trace: Trace | None = None
 
     @classmethod
     def of(cls, request: Request) -> Self:
         """The information that belongs to a request."""
         info: Self = request.scope[_SCOPE_KEY]
         return info
+
+    def note_stages(self, began: float, seconds: Mapping[str, float]) -> None:
+        """Have stages traced that followed one another, the first from `began` on, where the request is."""
+        if self.trace is not None:
+            for stage, took in seconds.items():
+                self.trace.stages.append((stage, began, began + took))
+                began += took
 
 
 Shortcut = Callable[[Scope, Receive, RequestInfo], Awaitable[bytes]]
@@ -62,12 +71,14 @@ class RequestScope:
         problem: Callable[[Exception, RequestInfo, Telemetry], Response],
         shortcuts: Mapping[str, Shortcut],
         keys: ApiKeys | None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._telemetry = telemetry
         self._problem = problem
         self._shortcuts = shortcuts
         self._keys = keys
+        self._tracing = tracing
         self._logs = log.is_enabled_for(logging.INFO)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +88,8 @@ class RequestScope:
             return
         info = RequestInfo(_request_id(scope), time.perf_counter())
         scope[_SCOPE_KEY] = info
+        if self._tracing is not None:
+            info.trace = self._tracing.begin(scope)
         request_id = (HEADER, info.request_id.encode())
         status = 0
 
@@ -114,6 +127,8 @@ class RequestScope:
 
     def _record(self, scope: Scope, route: str, info: RequestInfo, status: int) -> None:
         self._telemetry.count_request(route, status)
+        if self._tracing is not None and info.trace is not None:
+            self._trace(self._tracing, info.trace, scope["method"], route, info, status)
         if not self._logs:
             return
         log.info(
@@ -125,6 +140,20 @@ class RequestScope:
             ms=round(1000 * (time.perf_counter() - info.started), 3),
             **info.notes,
         )
+
+    @staticmethod
+    def _trace(
+        tracing: Tracing, trace: Trace, method: str, route: str, info: RequestInfo, status: int
+    ) -> None:
+        attributes: dict[str, Attribute] = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+            "srp4ctr.request_id": info.request_id,
+        }
+        attributes |= {f"srp4ctr.{name}": value for name, value in info.notes.items()}
+        tracing.end(trace, f"{method} {route}", info.started, attributes, status)
+        info.notes |= trace.ids()
 
 
 def _request_id(scope: Scope) -> str:

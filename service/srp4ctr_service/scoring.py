@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,14 +110,14 @@ class Scoring:
         deadline = info.started + (request.deadline_ms or self._settings.deadline_ms) / 1000
         # What waits for the model now is done before this request is.
         crowded = parsed < deadline < parsed + self._compute.wait_s
-        self._telemetry.observe_stages({"parse": parsed - info.started})
+        self._observe(info, info.started, {"parse": parsed - info.started})
         return Turn(model, info, parsed, deadline, crowded)
 
     async def _answer(self, turn: Turn, request: UserRequest, question: Question) -> Answer:
         model, deadline = turn.model, turn.deadline
         view = await self._states.read(model, request.user_id, deadline - turn.parsed)
         read = time.perf_counter()
-        self._telemetry.observe_stages({"state": read - turn.parsed})
+        self._observe(turn.info, turn.parsed, {"state": read - turn.parsed})
         degraded: list[Degradation] = [] if view.degraded is None else [view.degraded]
         done = None
         if not turn.crowded:
@@ -126,7 +126,7 @@ class Scoring:
                 candidates, deadline, lambda: run(model, view.state, question, read)
             )
         if done is not None:
-            self._telemetry.observe_stages(done.seconds)
+            self._observe(turn.info, read, done.seconds)
             self._monitored.offer(
                 turn.info.request_id, request.user_id, model.version, question.item_ids, done.scores
             )
@@ -146,11 +146,17 @@ class Scoring:
         unknown = model.unknown(question, rows)
         return Answer(question.item_ids, model.prior(rows), unknown, view, "prior", degraded)
 
+    def _observe(self, info: RequestInfo, began: float, seconds: Mapping[str, float]) -> None:
+        """Measure stages that followed one another."""
+        self._telemetry.observe_stages(seconds)
+        info.note_stages(began, seconds)
+
     def _end(self, turn: Turn, answers: Sequence[Answer], content: dict[str, object]) -> bytes:
         scored = time.perf_counter()
         body = written(turn.info, turn.model, content)
         now = time.perf_counter()
-        self._telemetry.observe_stages({"answer": now - scored, "total": now - turn.info.started})
+        self._observe(turn.info, scored, {"answer": now - scored})
+        self._telemetry.observe_stages({"total": now - turn.info.started})
         notes = turn.info.notes
         for answer in answers:
             unknown = len(answer.unknown_items)

@@ -112,6 +112,19 @@ class Settings(StoreSettings):
         "`srp4ctr monitor` to join them with POST /impressions and events; 0: none, and the model's quality is not seen",
     )
 
+    traces_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/]+/.+",
+        description="where OpenTelemetry traces are sent, by OTLP over HTTP, such as http://collector:4318/v1/traces. Unset: "
+        "there are none",
+    )
+    traces_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of the requests that is traced, of those whose `traceparent` does not say it",
+    )
+
     onnx_threads: int = Field(default=1, ge=1, description="threads of one ONNX Runtime call")
     graceful_stop_s: int = Field(
         default=10, ge=0, description="time that running requests get to end when the service stops, seconds"

@@ -52,10 +52,11 @@ def test_stack_sets_only_settings_that_there_are():
 
 def test_service_image_is_without_torch():
     """What its extras need does not name torch, and each of its packages is pinned."""
-    command = [sys.executable, str(ROOT / "deploy/docker/requirements.py"), "service"]
+    command = [sys.executable, str(ROOT / "deploy/docker/requirements.py"), "service", "traces"]
     wanted = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert wanted == project["dependencies"] + project["optional-dependencies"]["service"]
+    extras = project["optional-dependencies"]
+    assert wanted == project["dependencies"] + extras["service"] + extras["traces"]
     names = {re.split(r"[\[<>=]", one)[0] for one in wanted}
     pinned = {
         line.split("==")[0].lower().replace("_", "-")
