@@ -98,6 +98,9 @@ def test_vocabulary_is_a_dictionary(members, asked) -> None:
     order = sorted(member.encode() for member in members)
     wanted = [order.index(one.encode()) + 2 if one in members else UNKNOWN for one in (*asked, *members)]
     assert vocabulary.encode(to_texts([*asked, *members])).tolist() == wanted
+    # Asked one by one, and once more of what it remembers.
+    assert [vocabulary.code(one) for one in (*asked, *members)] == wanted
+    assert [vocabulary.code(one) for one in (*asked, *members)] == wanted
 
 
 def test_rare_values_are_unknown() -> None:

@@ -4,13 +4,14 @@ import json
 import struct
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import orjson
 import psutil
 import pytest
 
-from srp4ctr.contract.errors import ConfigError, ServiceNotReady
+from srp4ctr.contract.errors import ConfigError, ServiceNotReady, Srp4ctrError
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.state_store import StateStore
@@ -26,6 +27,7 @@ from srp4ctr_loadtest.peers.protocols import PLAIN, V2_BINARY, V2_JSON, Question
 from srp4ctr_loadtest.peers.results import Results, Row
 from srp4ctr_loadtest.peers.run import common_rates, compare
 from srp4ctr_loadtest.peers.workload import Workload
+from srp4ctr_loadtest.profile import record
 from srp4ctr_offline.publish import publish
 
 CANDIDATES = (5, 20)
@@ -296,3 +298,18 @@ def test_made_up_users_are_asked_about_by_nobody_else(workload) -> None:
         client.delete(*(keys.state(version, user) for user in users))
     assert asked
     assert not set(asked) & set(users)
+
+
+def test_flame_graph_is_of_the_service_at_work(workload, tmp_path):
+    """What a profile shows are the functions that answer requests, without the folder that it was made in."""
+    path = tmp_path / "service.svg"
+    try:
+        asked = record(own_services(workload)[0], workload, 20, 2, path)
+    except Srp4ctrError as error:
+        if "ermission" in str(error):
+            pytest.skip("this machine does not let a process look into another")
+        raise
+    assert asked > 0
+    text = path.read_text()
+    assert "Scoring" in text
+    assert str(Path.cwd()) not in text

@@ -11,7 +11,7 @@ tables give its logged value, to train with; requests, and logged rows `at_refer
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -155,11 +155,10 @@ class Transforms:
                 _check_name(by_name, name, field)
         held = {feature.name: feature.reference for feature in features if feature.reference is not None}
         given = {**values, **held}
-        parts = [
-            self._encode_value(group, feature, given.get(feature.name), f"{field}.{feature.name}")
-            for feature in features
-        ]
-        return np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int32)
+        codes: list[int] = []
+        for feature in features:
+            codes += self._encode_value(group, feature, given.get(feature.name), field)
+        return np.array(codes, np.int32)
 
     def encode_columns(
         self, group: str, values: Mapping[str, list[Any]], field: str
@@ -176,10 +175,10 @@ class Transforms:
             _check_name(by_name, name, field)
             feature, path = by_name[name], f"{field}.{name}"
             codes = [
-                self._encode_value(group, feature, value, f"{path}[{place}]")
+                self._encode_single(group, feature, value, f"{path}[{place}]")
                 for place, value in enumerate(column_values)
             ]
-            found[columns[name]] = np.concatenate(codes)[:, 0] if codes else np.empty(0, np.int32)
+            found[columns[name]] = np.array(codes, np.int32)
         return found
 
     def at_reference(self, codes: Codes) -> Codes:
@@ -190,24 +189,32 @@ class Transforms:
         # Context features are one column each.
         return np.where(held, self.encode_values(CONTEXT, {}, CONTEXT), codes)
 
-    def _encode_value(self, group: str, feature: Feature, value: Any, path: str) -> Codes:
-        if feature.type == "numeric":
-            if value is None:
-                value = np.nan
-            elif isinstance(value, bool) or not isinstance(value, int | float):
-                raise InvalidRequest(path, f"must be a number, not {_json_type(value)}")
-            # Also false for NaN, and defined for integers that no float can hold.
-            elif not -sys.float_info.max <= value <= sys.float_info.max:
-                raise InvalidRequest(path, "must be a finite number; leave it out where it is not known")
-            return self.encode_numeric(group, feature, np.array([value], np.float64))
-        if feature.type == "multi_valued":
-            value = [] if value is None else value
-            if not isinstance(value, list):
-                raise InvalidRequest(path, f"must be a list, not {_json_type(value)}")
-            texts = [_request_text(one, f"{path}[{i}]") for i, one in enumerate(value)]
-            return self.encode_multi_valued(group, feature, to_texts(texts), np.array([len(texts)]))
-        text = "" if value is None else _request_text(value, path)
-        return self.encode_categorical(group, feature, to_texts([text]))
+    def _encode_value(self, group: str, feature: Feature, value: Any, field: str) -> Sequence[int]:
+        path = f"{field}.{feature.name}"
+        if feature.type != "multi_valued":
+            return (self._encode_single(group, feature, value, path),)
+        value = [] if value is None else value
+        if not isinstance(value, list):
+            raise InvalidRequest(path, f"must be a list, not {_json_type(value)}")
+        texts = [_request_text(one, f"{path}[{i}]") for i, one in enumerate(value)]
+        codes: list[int] = self.encode_multi_valued(
+            group, feature, to_texts(texts), np.array([len(texts)])
+        ).tolist()[0]
+        return codes
+
+    def _encode_single(self, group: str, feature: Feature, value: Any, path: str) -> int:
+        """The code of one value, as `encode_categorical` and `encode_numeric` have it."""
+        key = f"{group}.{feature.name}"
+        if feature.type != "numeric":
+            return self.vocabularies[key].code("" if value is None else _request_text(value, path))
+        if value is None:
+            return UNKNOWN
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidRequest(path, f"must be a number, not {_json_type(value)}")
+        # Also false for NaN, and defined for integers that no float can hold.
+        if not -sys.float_info.max <= value <= sys.float_info.max:
+            raise InvalidRequest(path, "must be a finite number; leave it out where it is not known")
+        return int(np.searchsorted(self.boundaries[key], float(value), side="right")) + FIRST_VALUE
 
     def save(self, folder: Path) -> None:
         """Write `schema.json`, `boundaries.json` and `vocabularies/<group>.<feature>.npy` below `folder`."""

@@ -1,6 +1,6 @@
 """Sorted vocabularies, searched without a dictionary, so that processes can share one memory-mapped file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 PADDING = 0
 UNKNOWN = 1
 FIRST_VALUE = 2
+REMEMBERED = 10_000
+"""Texts whose codes are kept: looking one up costs a fiftieth of a search by numpy, whose calls are made for many."""
 
 Codes = NDArray[np.int32]
 Texts = NDArray[np.bytes_]
@@ -31,6 +33,7 @@ class Vocabulary:
     """
 
     values: Texts
+    _known: dict[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def fit(cls, texts: Texts, min_count: int = 1) -> Self:
@@ -42,6 +45,19 @@ class Vocabulary:
     def size(self) -> int:
         """Number of codes, padding and unknown included."""
         return len(self.values) + FIRST_VALUE
+
+    def code(self, text: str) -> int:
+        """The code of one text, as `encode` has it."""
+        if not text:
+            # Missing, as most features of a request are that gives few.
+            return UNKNOWN
+        known = self._known.get(text)
+        if known is None:
+            known = int(self.encode(to_texts([text]))[0])
+            # Members alone, so that what others send does not fill it.
+            if known != UNKNOWN and len(self._known) < REMEMBERED:
+                self._known[text] = known
+        return known
 
     def encode(self, texts: Texts) -> Codes:
         """Codes [N] of texts [N]; 1 where a text is not a member."""
