@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import ServiceNotReady
 
+IDLE_S = 2.0
+"""A connection that has been idle for longer is not asked over again: servers close theirs after five seconds or so."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -172,11 +175,17 @@ async def _open(url: str, requests: Sequence[Request], connections: int, rate: f
     times = times[times < seconds]
     began = loop.time()
 
+    used = dict.fromkeys(opened, began)
+
     async def ask(due: float, request: Request) -> None:
         connection = await free.get()
+        if not connection.usable or loop.time() - used.pop(connection) > IDLE_S:
+            connection.close()
+            [connection] = await connect(url, 1)
         status, load.last_body = await connection.ask(request)
         load.latencies.append(loop.time() - due)
         load.statuses[status] += 1
+        used[connection] = loop.time()
         free.put_nowait(connection)
 
     asked = []
@@ -187,6 +196,6 @@ async def _open(url: str, requests: Sequence[Request], connections: int, rate: f
         asked.append(asyncio.create_task(ask(due, request)))
     await asyncio.gather(*asked)
     load.seconds = loop.time() - began
-    for connection in opened:
+    for connection in used:
         connection.close()
     return load

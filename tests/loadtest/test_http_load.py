@@ -13,7 +13,7 @@ from srp4ctr_loadtest.http_load import Request, closed_loop, open_loop
 
 
 @contextmanager
-def server(answer):
+def server(answer, keep_alive_s=5):
     """A server whose POST requests are answered by `answer(body)`, a status and a body."""
 
     async def app(scope, receive, send):
@@ -24,7 +24,9 @@ def server(answer):
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    config = uvicorn.Config(app, port=0, log_level="critical", lifespan="off")
+    config = uvicorn.Config(
+        app, port=0, log_level="critical", lifespan="off", timeout_keep_alive=keep_alive_s
+    )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
     thread.start()
@@ -98,3 +100,15 @@ def test_a_closed_connection_is_an_error() -> None:
         listening.close()
 
     asyncio.run(run())
+
+
+def test_open_loop_opens_idle_connections_again() -> None:
+    """A server that closes what is idle has done nothing wrong: most of many connections are idle at a low rate."""
+
+    async def answer(_):
+        return 200, b""
+
+    with server(answer, keep_alive_s=1) as url:
+        load = open_loop(url, [Request.post(url, b"")], connections=8, rate=2, seconds=6)
+    assert set(load.statuses) == {200}
+    assert sum(load.statuses.values()) == len(load.latencies) > 4
