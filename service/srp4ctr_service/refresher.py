@@ -24,6 +24,8 @@ MAX_ATTEMPTS = 5
 Wanted = tuple[str, str | None]
 """A version, and the revision of its item table."""
 RETRY_S = 1.0
+ENDED_AFTER_MS = 3_600_000
+"""A worker that has not asked for so long has ended."""
 RETRY_BUNDLE_S = 30.0
 
 
@@ -108,6 +110,7 @@ class Refresher:
             try:
                 if not prepared:
                     self._streams.prepare()
+                    self._streams.remove_ended(ENDED_AFTER_MS)
                     prepared = True
                 self.step(BLOCK_MS)
                 if lost:

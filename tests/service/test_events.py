@@ -268,6 +268,22 @@ def test_what_a_worker_leaves_another_takes_over(world):
     assert ActedStreams(world.redis, world.keys, "two").waiting() == 0
 
 
+def test_workers_that_have_ended_leave_nothing_behind(world):
+    """Redis forgets them, but for those whose entries nobody has taken over yet: these are not lost with them."""
+    first, second = world.run.user_ids[3:5]
+    world.send(world.act(first))
+    done = ActedStreams(world.redis, world.keys, "done")
+    done.finish(done.read(10, None))
+    world.send(world.act(second))
+    assert len(ActedStreams(world.redis, world.keys, "killed").read(10, None)) == 1
+    time.sleep(0.02)
+    streams = ActedStreams(world.redis, world.keys, "new")
+    assert streams.remove_ended(60_000) == 0
+    assert streams.remove_ended(10) > 0
+    assert streams.remove_ended(10) == 0
+    assert [entry.user_id for entry in streams.claim(0, 10)] == [second]
+
+
 def test_what_cannot_be_processed_is_put_aside(world):
     """A history that cannot be read ends among the dead letters, with its reason, and the others are refreshed."""
     bad, good = world.run.user_ids[3:5]

@@ -7,6 +7,7 @@ import redis
 
 from srp4ctr.contract.errors import StoreUnavailable
 from srp4ctr.contract.keys import PARTITIONS, Keys
+from srp4ctr.runtime.event_scripts import REMOVE_ENDED
 from srp4ctr.runtime.redis_client import store_errors
 
 GROUP = "refresh"
@@ -43,6 +44,7 @@ class ActedStreams:
         self._keys = keys
         self._consumer = consumer
         self._streams = [keys.stream(number) for number in range(PARTITIONS)]
+        self._remove_ended = client.register_script(REMOVE_ENDED)
 
     @property
     def dead_letters_key(self) -> str:
@@ -58,6 +60,17 @@ class ActedStreams:
             for answer in pipeline.execute(raise_on_error=False):
                 if isinstance(answer, redis.ResponseError) and not str(answer).startswith("BUSYGROUP"):
                     raise answer
+
+    def remove_ended(self, idle_ms: int) -> int:
+        """Forget workers that have not asked for so long and hold no entry, of which Redis would keep one a stream for ever.
+
+        Gives how many of these there were. A worker that lives asks every second, and entries that one has left are another's first.
+        """
+        pipeline = self._client.pipeline(transaction=False)
+        for stream in self._streams:
+            self._remove_ended(keys=[stream], args=[GROUP, idle_ms], client=pipeline)
+        with store_errors():
+            return sum(pipeline.execute())
 
     def read(self, count: int, block_ms: int | None) -> list[Entry]:
         """Up to so many new entries of each stream, waiting for the first for so long; None does not wait."""

@@ -137,3 +137,18 @@ end
 for place = 6, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
 return removed
 """
+
+REMOVE_ENDED = """
+-- KEYS stream. ARGV group, milliseconds. Removes consumers that hold no entry and have been idle for longer; gives how many.
+-- In one step, since a consumer that is removed takes its entries with it.
+local removed = 0
+for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local of = {}
+  for place = 1, #info, 2 do of[info[place]] = info[place + 1] end
+  if of['pending'] == 0 and of['idle'] > tonumber(ARGV[2]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], of['name'])
+    removed = removed + 1
+  end
+end
+return removed
+"""
