@@ -55,6 +55,8 @@ CMD ["pipeline", "configs/synthetic.toml", "--data", "synthetic", "--unless-acti
 
 FROM python AS loadtest
 COPY --from=build-loadtest /opt/srp4ctr /opt/srp4ctr
+# A volume that is mounted there begins with this owner.
+RUN mkdir load && chown srp4ctr:srp4ctr load
 ENV HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "srp4ctr_loadtest.load"]

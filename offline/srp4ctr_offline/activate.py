@@ -53,13 +53,18 @@ def main(argv: Sequence[str]) -> int:
         folder = arguments.run or settings.runs_dir / bundle.manifest.name
         pass_gate(bundle, before.version, settings.bundles_dir, folder, arguments.threads)
     store.announce(version)
-    revision = store.items_revision(version)
-    current = bundle if revision is None else open_revision(bundle, revision)
-    done = catch_up(current, EventStore(client, keys, settings.retention), store, arguments.threads)
-    if done.behind:
-        print(f"caught up {done.behind:,} users who acted since the snapshot")
-    active = store.activate(version, fingerprint)
-    store.announce(None)
+    try:
+        revision = store.items_revision(version)
+        current = bundle if revision is None else open_revision(bundle, revision)
+        events = EventStore(client, keys, settings.retention)
+        done = catch_up(current, events, store, arguments.threads)
+        if done.behind:
+            print(f"caught up {done.behind:,} users who acted since the snapshot")
+        active = store.activate(version, fingerprint)
+        # Those whose events a worker took up that could not open this version's bundle yet.
+        catch_up(current, events, store, arguments.threads)
+    finally:
+        store.announce(None)
     was = f" (before it: {active.previous})" if active.previous else ""
     print(f"active: {active.version}{was}")
     return 0

@@ -1,11 +1,13 @@
 """Users who acted since a version's snapshot: their states of it are encoded anew before services switch to it."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from srp4ctr.contract.errors import StoreError, StoreUnavailable
 from srp4ctr.runtime.bundle import Bundle
-from srp4ctr.runtime.event_store import EventStore
+from srp4ctr.runtime.event_store import EventStore, History
 from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
 from srp4ctr.runtime.state_store import StateStore
 
@@ -30,8 +32,24 @@ def catch_up(bundle: Bundle, events: EventStore, states: StateStore, threads: in
             if not users:
                 continue
             encoder = encoder or HistoryEncoder(bundle, threads)
-            histories = events.histories(users, [version])
-            written += write_states(encoder, histories, states)
-            behind += len(histories)
-            bar.update(len(histories))
+            for histories in _readable(events, users, version):
+                written += write_states(encoder, histories, states)
+                behind += len(histories)
+                bar.update(len(histories))
     return CaughtUp(behind, written)
+
+
+def _readable(events: EventStore, users: Sequence[str], version: str) -> Iterator[list[History]]:
+    """Their histories, without those that cannot be read: these users stay behind, and say so in their answers."""
+    try:
+        yield events.histories(users, [version])
+    except StoreUnavailable:
+        raise
+    except StoreError:
+        for user in users:
+            try:
+                yield events.histories([user], [version])
+            except StoreUnavailable:
+                raise
+            except StoreError as error:
+                print(f"a user is left behind: {error}")

@@ -154,14 +154,15 @@ class Refresher:
 
     def _versions(self) -> list[HistoryEncoder] | None:
         """Encoders of the versions to refresh; None where there is no version yet, or the active one's bundle is missing."""
-        active, upcoming = self._states.active(), self._states.upcoming()
+        # In this order: what is announced and switched to between the two is then seen as the active one.
+        upcoming, active = self._states.upcoming(), self._states.active()
         needed, wanted = [], []
         if active is not None:
             needed.append(active.version)
             age_s = time.time() - active.activated_at_ms / 1000
             if active.previous is not None and age_s < self._settings.refresh_previous_s:
                 wanted.append(active.previous)
-        if upcoming is not None:
+        if upcoming is not None and self._states.published(upcoming) is not None:
             wanted.append(upcoming)
         names = list(dict.fromkeys(needed + wanted))
         revisions = {name: (name, self._states.items_revision(name)) for name in names}

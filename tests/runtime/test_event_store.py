@@ -5,10 +5,11 @@ import asyncio
 import pytest
 
 from srp4ctr.contract.errors import StoreUnavailable
-from srp4ctr.contract.events import RawEvent, Retention
+from srp4ctr.contract.events import RawEvent, Retention, pack_event, unpack_history
 from srp4ctr.contract.keys import Keys
-from srp4ctr.runtime.event_store import AsyncEventStore
-from srp4ctr.runtime.redis_client import SERVICE_CONNECTIONS, connect_async
+from srp4ctr.runtime.acted import ActedStreams
+from srp4ctr.runtime.event_store import AsyncEventStore, Counted, EventStore
+from srp4ctr.runtime.redis_client import SERVICE_CONNECTIONS, connect, connect_async
 from srp4ctr.runtime.settings import StoreSettings
 
 
@@ -46,3 +47,107 @@ def test_events_are_taken_again_when_redis_is_back(redis_server, trouble):
             assert await store.record(event(2), 5.0) == [["stored"]]
 
     asyncio.run(run())
+
+
+class Shelf:
+    """One user's history in a Redis of its own."""
+
+    def __init__(self, settings, client, keep=8):
+        self.settings = settings
+        self.redis = client
+        self.keys = Keys("test")
+        self.retention = Retention(keep)
+        self.jobs = EventStore(client, self.keys, self.retention)
+
+    def record(self, *events):
+        """Have these events acknowledged; gives what became of each."""
+
+        async def run():
+            async with connect_async(self.settings, self.settings.redis_url) as client:
+                return await AsyncEventStore(client, self.keys, self.retention).record({"u": events}, 5.0)
+
+        return asyncio.run(run())[0]
+
+    def seed(self, *events):
+        """Store a snapshot; gives how many acknowledged events a state of it alone lacks."""
+        (sequence,) = self.jobs.seed([("u", [pack_event(one) for one in events])])
+        counted = self.redis.get(self.keys.sequence("u"))
+        return 0 if counted is None else Counted.read(counted).behind(sequence)
+
+    def history(self):
+        """Items in their order, with their events' ids."""
+        stored = self.redis.lrange(self.keys.history("u"), 0, -1)
+        return [(one.item_id, one.event_id) for one in unpack_history(stored)]
+
+
+@pytest.fixture
+def shelf(redis_server):
+    settings = StoreSettings(redis_url=redis_server.url)
+    with connect(settings, redis_server.url) as client:
+        yield Shelf(settings, client)
+
+
+def of(time_ms, item, event_id="", **features):
+    """An event; without an id it is a snapshot's."""
+    return RawEvent(time_ms, event_id, item, features)
+
+
+def test_an_event_that_a_snapshot_has_too_counts_once(shelf):
+    """Sent, in the snapshot, and sent again: one event, which a state of the snapshot has. Snapshots may have whole seconds."""
+    sent = of(7_450, "b", "e-1", rating=4)
+    assert shelf.record(sent) == ["stored"]
+    assert shelf.seed(of(5_000, "a"), of(7_000, "b", rating=4), of(9_000, "c")) == 0
+    assert shelf.history() == [("a", ""), ("b", "e-1"), ("c", "")]
+    assert shelf.record(sent) == ["duplicate"]
+    # The next snapshot finds it again.
+    assert shelf.seed(of(5_000, "a"), of(7_000, "b", rating=4), of(9_000, "c")) == 0
+    assert shelf.history() == [("a", ""), ("b", "e-1"), ("c", "")]
+
+
+def test_an_acknowledged_event_that_a_snapshot_lacks_is_kept_in_its_place(shelf):
+    """It came too late for the snapshot, though others after it are there; a state of the snapshot is told to lack it."""
+    assert shelf.record(of(6_000, "late", "e-1"), of(20_000, "new", "e-2")) == ["stored", "stored"]
+    assert shelf.seed(of(5_000, "a"), of(7_000, "b")) == 2
+    assert shelf.history() == [("a", ""), ("late", "e-1"), ("b", ""), ("new", "e-2")]
+
+
+def test_the_same_item_twice_within_a_second_is_two_events(shelf):
+    """Each event of a snapshot stands for one that was sent."""
+    shelf.record(of(7_100, "a", "e-1"), of(7_300, "a", "e-2"), of(7_400, "a", "e-3"))
+    assert shelf.seed(of(7_000, "a"), of(7_000, "a")) == 1
+    assert sorted(event_id for _, event_id in shelf.history()) == ["e-1", "e-2", "e-3"]
+
+
+def test_a_snapshot_is_cut_at_the_newest(shelf):
+    """As many events as are kept, those that were acknowledged among them; what went does not count as lacking."""
+    shelf.record(of(1_000, "old", "e-1"), of(50_000, "new", "e-2"))
+    assert shelf.seed(*(of(10_000 + number, str(number)) for number in range(9))) == 1
+    assert [item for item, _ in shelf.history()] == ["2", "3", "4", "5", "6", "7", "8", "new"]
+
+
+def test_an_event_goes_where_its_time_says_among_equal_ones(shelf):
+    """Events of a snapshot may be alike, byte for byte."""
+    a, b = of(10, "a"), of(20, "b")
+    shelf.seed(a, b, a._replace(time_ms=30), a._replace(time_ms=30), of(60, "x"))
+    assert shelf.record(of(50, "y", "e-1")) == ["stored"]
+    assert [item for item, _ in shelf.history()] == ["a", "b", "a", "a", "y", "x"]
+
+
+def test_what_went_for_newer_ones_does_not_come_back(shelf):
+    """Of a full history, an event as old as the oldest is too old: sent again, it would count again and push others out."""
+    first = [of(10, f"i{number}", f"e-{number}") for number in range(9)]
+    assert shelf.record(*first) == ["stored"] * 8 + ["too_old"]
+    assert shelf.record(*first) == ["duplicate"] * 8 + ["too_old"]
+    assert len(shelf.history()) == 8
+
+
+def test_forgetting_removes_dead_letters(shelf):
+    """And those of nobody else."""
+    streams = ActedStreams(shelf.redis, shelf.keys, "one")
+    streams.prepare()
+    shelf.record(of(10, "a", "e-1"))
+    entries = streams.read(10, None)
+    streams.give_up([*entries, entries[0]._replace(user_id="other")], "a reason")
+    assert shelf.jobs.forget("u", []) == 3
+    number, letters = streams.dead_letters(10)
+    assert (number, letters[0].user_id) == (1, "other")

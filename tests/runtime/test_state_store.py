@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from srp4ctr.contract.errors import StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.redis_client import connect, connect_async
 from srp4ctr.runtime.settings import StoreSettings
@@ -51,6 +51,22 @@ def test_version_published_from_another_model_is_not_activated(store):
     store.mark_published("v1", ONE, 1)
     with pytest.raises(VersionIncomplete, match="222222222222"):
         store.activate("v1", TWO)
+
+
+def test_a_version_that_is_needed_is_not_removed(store):
+    """Neither the active one, nor the one before it, nor the one that is about to be; and what is removed is not activated."""
+    for version in ("a", "b", "c", "d"):
+        store.mark_published(version, ONE, 0)
+    store.activate("a", ONE)
+    store.activate("b", ONE)
+    store.announce("c")
+    for version in ("a", "b", "c"):
+        with pytest.raises(StoreError, match="not removed"):
+            store.drop(version)
+    store.drop("d")
+    with pytest.raises(VersionIncomplete):
+        store.activate("d", ONE)
+    assert store.versions() == ["a", "b", "c"]
 
 
 def test_activation_keeps_the_previous_version(store):

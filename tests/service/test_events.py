@@ -215,9 +215,9 @@ def test_late_events_take_their_place(world):
     keep = world.settings.history_events
     many = [world.act(other, 1, f"e-{number}", now - keep + number) for number in range(keep)]
     assert world.send(*many)["stored"] == keep
-    late = world.send(world.act(other, 1, "late", now - keep - 1), world.act(other, 1, "just", now - keep))
+    late = world.send(world.act(other, 1, "late", now - keep - 1), world.act(other, 1, "just", now - keep + 1))
     assert (late["stored"], late["too_old"]) == (1, [0])
-    assert [event.event_id for event in world.history(other)][:2] == ["just", "e-1"]
+    assert [event.event_id for event in world.history(other)][:2] == ["e-1", "just"]
 
 
 def test_a_new_user_is_scored_from_the_first_event_on(world):
@@ -273,6 +273,7 @@ def test_workers_that_have_ended_leave_nothing_behind(world):
     first, second = world.run.user_ids[3:5]
     world.send(world.act(first))
     done = ActedStreams(world.redis, world.keys, "done")
+    done.prepare()
     done.finish(done.read(10, None))
     world.send(world.act(second))
     assert len(ActedStreams(world.redis, world.keys, "killed").read(10, None)) == 1

@@ -15,7 +15,7 @@ end
 RECORD = (
     """
 -- KEYS history, sequence, stream. ARGV events to keep, seconds to live or 0, user id, then of each event: time, id, bytes.
--- Gives of each event 1 where it is stored, 0 where it was stored before, -1 where it is older than all of a full history.
+-- Gives of each event 1 where it is stored, 0 where it was stored before, -1 where it is no newer than all of a full history.
 """
     + _HELD
     + """
@@ -25,19 +25,20 @@ for at = 4, #ARGV, 3 do
   local time, id, entry = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
   if ids[id] then
     table.insert(outcomes, 0)
-  elseif #held >= keep and time < times[1] then
+  elseif #held >= keep and time <= times[1] then
+    -- Also where it is as old as the oldest: sent again after it went, it would count again.
     table.insert(outcomes, -1)
   else
     local place = #held
     while place > 0 and times[place] > time do place = place - 1 end
-    if place == #held then
-      redis.call('RPUSH', KEYS[1], entry)
-    elseif place == 0 then
-      redis.call('LPUSH', KEYS[1], entry)
-    else
-      redis.call('LINSERT', KEYS[1], 'AFTER', held[place], entry)
-    end
     table.insert(held, place + 1, entry)
+    if place + 1 == #held then
+      redis.call('RPUSH', KEYS[1], entry)
+    else
+      -- Anew, for LINSERT finds its place by what stands there, and events of a snapshot may be alike.
+      redis.call('DEL', KEYS[1])
+      redis.call('RPUSH', KEYS[1], unpack(held))
+    end
     table.insert(times, place + 1, time)
     ids[id] = true
     if #held > keep then
@@ -74,44 +75,67 @@ return outcomes
 SEED = (
     """
 -- KEYS history, sequence. ARGV events to keep, seconds to live or 0, then the snapshot's events, oldest first.
--- The snapshot is the truth up to its last event; of what is stored, acknowledged events after that are kept behind it.
+-- Acknowledged events that the snapshot lacks keep their places by time. An event that both have stays as it was sent, with
+-- its id: the same item within the same second, since snapshots may have whole seconds.
 -- Gives how far a state of the snapshot alone counts.
 """
     + _HELD
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
-local last, snapshot = 0, {}
+local merged, when, own = {}, {}, {}
 for at = 3, #ARGV do
-  local time, id = string.match(ARGV[at], '^%[(%-?%d+),"([^"]*)"')
-  last = math.max(last, tonumber(time))
-  if id ~= '' then snapshot[id] = true end
+  table.insert(merged, ARGV[at])
+  table.insert(when, tonumber(string.match(ARGV[at], '^%[(%-?%d+),')))
 end
-local since = {}
 for place, entry in ipairs(held) do
-  local id = string.match(entry, '^%[%-?%d+,"([^"]*)"')
-  if id ~= '' and times[place] > last and not snapshot[id] then table.insert(since, entry) end
+  if string.match(entry, '^%[%-?%d+,"([^"]*)"') ~= '' then
+    local item
+    local found = nil
+    for at, time in ipairs(when) do
+      if math.abs(time - times[place]) < 1000 and not own[merged[at]] then
+        item = item or cjson.decode(entry)[3]
+        if cjson.decode(merged[at])[3] == item then found = at break end
+      end
+    end
+    own[entry] = found and 'both' or 'since'
+    if found then
+      merged[found], when[found] = entry, times[place]
+    else
+      local at = #merged
+      while at > 0 and when[at] > times[place] do at = at - 1 end
+      table.insert(merged, at + 1, entry)
+      table.insert(when, at + 1, times[place])
+    end
+  end
 end
 redis.call('DEL', KEYS[1])
-for at = math.max(3, #ARGV - keep + 1), #ARGV do redis.call('RPUSH', KEYS[1], ARGV[at]) end
-for _, entry in ipairs(since) do redis.call('RPUSH', KEYS[1], entry) end
-redis.call('LTRIM', KEYS[1], -keep, -1)
+local since = 0
+for at = math.max(1, #merged - keep + 1), #merged do
+  redis.call('RPUSH', KEYS[1], merged[at])
+  if own[merged[at]] == 'since' then since = since + 1 end
+end
 if ttl > 0 then redis.call('EXPIRE', KEYS[1], ttl) end
 local sequence = redis.call('GET', KEYS[2])
 if not sequence then return '0' end
-local counted = tonumber(string.match(sequence, ' (%d+)$')) - #since
-return string.format('%.0f', counted)
+local first, last = string.match(sequence, '^(%d+) (%d+)$')
+return string.format('%.0f', math.max(tonumber(first), tonumber(last) - since))
 """
 )
 
 WRITE_STATE = """
 -- KEYS state, sequence. ARGV state bytes, seconds to live or 0, offset of the sequence in a state.
--- Writes unless what is there is newer and of the same model, or the user has been forgotten since the history was read.
+-- Writes unless what is there is newer and of the same model, or the user has been forgotten since the history was read: then
+-- the count is gone, or has begun again after what this state counts.
 -- Gives 1 where it is written.
 local data, at = ARGV[1], tonumber(ARGV[3])
 local mine = #data >= at + 8 and struct.unpack('<i8', data, at + 1) or 0
 local sequence = redis.call('GET', KEYS[2])
-local counted = sequence and tonumber(string.match(sequence, ' (%d+)$')) or 0
-if mine > counted then return 0 end
+local first, counted = 0, 0
+if sequence then
+  local from, to = string.match(sequence, '^(%d+) (%d+)$')
+  first, counted = tonumber(from), tonumber(to)
+end
+if mine > counted or (mine > 0 and mine < first) then return 0 end
 local held = redis.call('GETRANGE', KEYS[1], 0, at + 7)
 -- Magic, layout version, size of the header and fingerprint.
 if #held == at + 8 and string.sub(held, 1, 24) == string.sub(data, 1, 24) then

@@ -77,7 +77,7 @@ class EventStore:
             return [bool(found) for found in pipeline.execute()]
 
     def histories(self, user_ids: Sequence[str], versions: Sequence[str]) -> list[History]:
-        """What is stored of those users who have acknowledged events; StoreError where it cannot be read."""
+        """What is stored of those users who have acknowledged events; StoreError where one of them cannot be read."""
         pipeline = self._client.pipeline(transaction=False)
         for user_id in user_ids:
             # The count first: an event that comes between the two is in the history, and merely not counted yet.
@@ -119,14 +119,18 @@ class EventStore:
             yield [
                 user_id
                 for user_id, counted, held in zip(users, answers[::2], answers[1::2], strict=True)
-                if counted is not None and Counted.read(counted).last > int.from_bytes(held, "little")
+                if counted is not None and _behind(counted, held)
             ]
 
     def forget(self, user_id: str, versions: Iterable[str]) -> int:
         """Remove all that is stored of the user; gives how many keys and waiting entries that were."""
         keys, arguments = _forget_arguments(self._keys, user_id, versions)
+        letters = self._keys.dead_letters()
         with store_errors():
-            return int(cast("int", self._forget(keys=keys, args=arguments)))
+            removed = int(cast("int", self._forget(keys=keys, args=arguments)))
+            found: Any = self._client.xrange(letters)
+            own = _of_user(found, user_id)
+            return removed + (self._client.xdel(letters, *own) if own else 0)
 
 
 class AsyncEventStore:
@@ -168,7 +172,24 @@ class AsyncEventStore:
         with store_errors():
             versions: set[bytes] = await within(limit_s, self._client.smembers(self._keys.versions()))  # type: ignore[arg-type]
             keys, arguments = _forget_arguments(self._keys, user_id, [one.decode() for one in versions])
-            return int(await within(limit_s, self._forget(keys=keys, args=arguments)))
+            removed = int(await within(limit_s, self._forget(keys=keys, args=arguments)))
+            letters = self._keys.dead_letters()
+            found: Any = await within(limit_s, self._client.xrange(letters))
+            own = _of_user(found, user_id)
+            return removed + (int(await within(limit_s, self._client.xdel(letters, *own))) if own else 0)
+
+
+def _of_user(letters: Sequence[tuple[bytes, Mapping[bytes, bytes]]], user_id: str) -> list[bytes]:
+    """Ids of the dead letters about the user."""
+    return [entry_id for entry_id, fields in letters if fields.get(b"user") == user_id.encode()]
+
+
+def _behind(counted: bytes, held: bytes) -> bool:
+    try:
+        return Counted.read(counted).last > int.from_bytes(held, "little")
+    except ValueError:
+        # It cannot be read, which whoever takes up the user will say.
+        return True
 
 
 def _forget_arguments(keys: Keys, user_id: str, versions: Iterable[str]) -> tuple[list[str], list[str]]:

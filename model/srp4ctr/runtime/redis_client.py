@@ -11,7 +11,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
-from srp4ctr.contract.errors import ConfigError, StoreUnavailable
+from srp4ctr.contract.errors import ConfigError, StoreError, StoreUnavailable
 from srp4ctr.runtime.settings import StoreSettings
 
 JOB_RETRIES = 3
@@ -74,9 +74,13 @@ def shown(url: str) -> str:
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn whatever redis-py and the network raise into StoreUnavailable."""
+    """Turn whatever redis-py and the network raise into StoreUnavailable, and keys of another kind into StoreError."""
     try:
         yield
+    except redis.ResponseError as error:
+        if "WRONGTYPE" in str(error):
+            raise StoreError(f"something else is stored there: {error}") from error
+        raise StoreUnavailable(f"Redis: {error}") from error
     except (redis.RedisError, TimeoutError, OSError) as error:
         raise StoreUnavailable(f"Redis: {str(error) or type(error).__name__}") from error
 

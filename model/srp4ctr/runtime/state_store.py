@@ -21,17 +21,27 @@ from srp4ctr.contract.state import SEQUENCE_AT
 from srp4ctr.runtime.event_scripts import WRITE_STATE
 from srp4ctr.runtime.redis_client import store_errors
 
-# One atomic step, so that two activations at a time cannot lose the previous version. Activating the active version
-# again keeps the version to roll back to, and changes nothing at all unless its model is another one now.
+# One atomic step, so that two activations at a time cannot lose the previous version, and a version that is being removed
+# is not activated. Activating the active version again keeps the version to roll back to, and changes nothing at all unless
+# its model is another one now.
 _ACTIVATE = """
+if redis.call('HGET', KEYS[2], 'fingerprint') ~= ARGV[2] then return 0 end
 local current = redis.call('HGET', KEYS[1], 'version')
 local previous = current or ''
 if current == ARGV[1] then
-  if redis.call('HGET', KEYS[1], 'fingerprint') == ARGV[2] then return 0 end
+  if redis.call('HGET', KEYS[1], 'fingerprint') == ARGV[2] then return 1 end
   previous = redis.call('HGET', KEYS[1], 'previous') or ''
 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'fingerprint', ARGV[2],
            'previous', previous, 'activated_at_ms', ARGV[3])
+return 1
+"""
+
+# That a version is published is taken back, unless services need it or are about to.
+_TAKE_BACK = """
+if redis.call('HGET', KEYS[1], 'version') == ARGV[1] or redis.call('HGET', KEYS[1], 'previous') == ARGV[1]
+  or redis.call('GET', KEYS[2]) == ARGV[1] then return 0 end
+redis.call('DEL', KEYS[3])
 return 1
 """
 
@@ -190,7 +200,10 @@ class StateStore:
         """
         self.require_published(version, fingerprint)
         with store_errors():
-            self._client.eval(_ACTIVATE, 1, self._keys.active(), version, fingerprint, str(_now_ms()))
+            keys = self._keys.active(), self._keys.published(version)
+            switched = self._client.eval(_ACTIVATE, 2, *keys, version, fingerprint, str(_now_ms()))
+        if not switched:
+            raise VersionIncomplete(f"{version} is being removed; run: srp4ctr publish")
         active = self.active()
         if active is None:
             raise StoreUnavailable(
@@ -281,12 +294,15 @@ class StateStore:
         That it is published is taken back first, so that what is half gone can never be activated. Raises StoreError for a
         version that services may need.
         """
-        active = self.active()
-        if active is not None and version in (active.version, active.previous):
-            raise StoreError(f"{version} is active or the one to roll back to, and is not removed")
+        needed = self._keys.active(), self._keys.upcoming(), self._keys.published(version)
+        with store_errors():
+            taken_back = self._client.eval(_TAKE_BACK, 3, *needed, version)
+        if not taken_back:
+            raise StoreError(
+                f"{version} is active, about to be, or the one to roll back to, and is not removed"
+            )
         dropped = 0
         with store_errors():
-            self._client.delete(self._keys.published(version))
             keys = self._client.scan_iter(self._keys.states(version), count=SCAN)
             while some := list(itertools.islice(keys, SCAN)):
                 # One by one: in a cluster they are in many slots.
