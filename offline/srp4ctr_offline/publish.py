@@ -146,6 +146,8 @@ def publish(
         throttle.wait()
 
     done = resumed_at
+    # Before the first state, so that whoever forgets a user or removes a version knows of it.
+    store.note_progress(manifest.version, Progress(manifest.fingerprint, data, done))
     with tqdm(total=len(order), initial=done, desc="publishing", unit="user") as bar:
 
         def write_and_note(batch: Batch) -> None:

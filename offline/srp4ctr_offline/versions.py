@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from srp4ctr.contract.errors import StoreError, StoreUnavailable
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import drop_revisions
@@ -35,10 +36,11 @@ def versions(store: StateStore, bundles: Path) -> list[Version]:
         else set()
     )
     found = []
-    for name in {*store.versions(), *here}:
+    known = store.versions()
+    for name in {*known, *here}:
         published, progress = store.published(name), store.progress(name)
         role = roles.get(name) or (
-            "published" if published else "half published" if progress else "bundle only"
+            "published" if published else "half published" if progress or name in known else "bundle only"
         )
         users = published.users if published else progress.users if progress else None
         found.append(
@@ -84,7 +86,14 @@ def main(argv: Sequence[str]) -> int:
     if arguments.prune:
         spare = [one for one in listed if one.role == "published"][arguments.keep :]
         for one in [*spare, *(one for one in listed if one.role == "half published")]:
-            print(f"removed {store.drop(one.name):,} states of {one.name}")
+            try:
+                states = store.drop(one.name)
+            except StoreUnavailable:
+                raise
+            except StoreError as error:
+                print(f"not removed: {error}")
+                continue
+            print(f"removed {states:,} states of {one.name}")
             if dropped := drop_revisions(settings.bundles_dir, one.name):
                 print(f"removed {dropped:,} revisions of the item table of {one.name}")
         listed = versions(store, settings.bundles_dir)

@@ -42,6 +42,8 @@ class Compute:
         self._rows = self._runs = 0
         self._scheduled = False
         self._seconds_per_row = 0.0
+        self._busy_since: float | None = None
+        """When the last run ended, where another waited then."""
 
     @property
     def wait_s(self) -> float:
@@ -49,7 +51,7 @@ class Compute:
         return self._seconds_per_row * (self._rows + ROWS_OF_A_RUN * self._runs)
 
     def seconds(self, rows: int) -> float:
-        """Estimated time of one run of so many rows; 0 before anything has run."""
+        """Estimated time of one run of so many rows, with what comes between runs under load; 0 before anything has run."""
         return self._seconds_per_row * (rows + ROWS_OF_A_RUN)
 
     def admit(self, rows: int, runs: int) -> "Admission":
@@ -86,16 +88,24 @@ class Compute:
     def _do(self, job: _Job[object]) -> None:
         began = time.perf_counter()
         if began + self.seconds(job.rows) > job.deadline:
-            # An estimate that only refuses would never learn that it is wrong.
-            self._seconds_per_row *= 1 - _WEIGHT
+            if not self._jobs:
+                # An estimate that only refuses would never learn that it is wrong. While others wait, they tell.
+                self._seconds_per_row *= 1 - _WEIGHT
+            self._busy_since = None
             job.result.set_result(None)
             return
+        # With what came between it and the run before: under load, requests that are read and answers that are written.
+        since = began if self._busy_since is None else self._busy_since
+        self._busy_since = None
         try:
             job.result.set_result(job.work())
         except Exception as error:  # noqa: BLE001 -- it belongs to the request, and the next job must run
             job.result.set_exception(error)
             return
-        per_row = (time.perf_counter() - began) / (job.rows + ROWS_OF_A_RUN)
+        ended = time.perf_counter()
+        if self._jobs:
+            self._busy_since = ended
+        per_row = (ended - since) / (job.rows + ROWS_OF_A_RUN)
         if not self._seconds_per_row:
             self._seconds_per_row = per_row
         self._seconds_per_row += _WEIGHT * (per_row - self._seconds_per_row)

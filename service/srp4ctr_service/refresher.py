@@ -20,6 +20,8 @@ log = structlog.get_logger()
 BLOCK_MS = 500
 """Longest wait for an entry, and so until a request to stop is seen."""
 ENTRIES_OF_A_STREAM = 64
+ENTRIES_AT_ONCE = 256
+"""That are encoded, written and finished before the next."""
 MAX_ATTEMPTS = 5
 Wanted = tuple[str, str | None]
 """A version, and the revision of its item table."""
@@ -134,7 +136,11 @@ class Refresher:
         # Only now: who is announced after an entry was read is caught up by who announced it.
         encoders = self._versions()
         self._idle = encoders is None
-        return 0 if encoders is None else self._refresh(entries, encoders)
+        if encoders is None:
+            return 0
+        # Some at a time, so that of a backlog the first are fresh soon, and are not taken over for being late.
+        some = (entries[at : at + ENTRIES_AT_ONCE] for at in range(0, len(entries), ENTRIES_AT_ONCE))
+        return sum(self._refresh(one, encoders) for one in some)
 
     def _read(self, block_ms: int) -> list[Entry]:
         entries = self._streams.read(ENTRIES_OF_A_STREAM, block_ms)

@@ -92,8 +92,8 @@ class Scoring:
         questions = [
             (one, model.question(one, f"requests[{place}].")) for place, one in enumerate(request.requests)
         ]
-        turn = self._turn(model, request, info)
         candidates = sum(len(question.item_ids) for _, question in questions)
+        turn = self._turn(model, request, info, candidates)
         with self._compute.admit(candidates, len(questions)):
             answers = await asyncio.gather(*(self._answer(turn, *one) for one in questions))
         return self._end(turn, answers, {"answers": [one.how() | {"scores": one.scores} for one in answers]})
@@ -101,15 +101,16 @@ class Scoring:
     async def _one(self, request: ScoreRequest, info: RequestInfo) -> tuple[Turn, Answer]:
         model = self._versions.current()
         question = model.question(request)
-        turn = self._turn(model, request, info)
+        turn = self._turn(model, request, info, len(question.item_ids))
         with self._compute.admit(len(question.item_ids), 1):
             return turn, await self._answer(turn, request, question)
 
-    def _turn(self, model: ServedModel, request: Timed, info: RequestInfo) -> Turn:
+    def _turn(self, model: ServedModel, request: Timed, info: RequestInfo, candidates: int) -> Turn:
         parsed = time.perf_counter()
         deadline = info.started + (request.deadline_ms or self._settings.deadline_ms) / 1000
         # What waits for the model now is done before this request is.
-        crowded = parsed < deadline < parsed + self._compute.wait_s
+        wait_s = self._compute.wait_s
+        crowded = wait_s > 0 and parsed < deadline < parsed + wait_s + self._compute.seconds(candidates)
         self._observe(info, info.started, {"parse": parsed - info.started})
         return Turn(model, info, parsed, deadline, crowded)
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import random
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,7 +127,8 @@ class _Sender:
         self._scope = InstrumentationScope("srp4ctr", __version__)
         # The library has a line for every try; one that says so when it begins, and one when it is over, are enough.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        exporter = _noting(OTLPSpanExporter(endpoint=url, timeout=EXPORT_TIMEOUT_S), url)
+        self._closing = threading.Event()
+        exporter = _noting(OTLPSpanExporter(endpoint=url, timeout=EXPORT_TIMEOUT_S), url, self._closing)
         self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=1000)
 
     def send(
@@ -172,11 +174,12 @@ class _Sender:
         self._processor.on_end(request)
 
     def close(self) -> None:
-        """Send what is left, as far as the collector takes it."""
+        """Send what is left, until the collector does not take it."""
+        self._closing.set()
         self._processor.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _noting(exporter: "SpanExporter", url: str) -> "SpanExporter":
+def _noting(exporter: "SpanExporter", url: str, closing: threading.Event) -> "SpanExporter":
     """An exporter that logs when the collector begins to take no spans, and when it takes them again."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
@@ -184,7 +187,14 @@ def _noting(exporter: "SpanExporter", url: str) -> "SpanExporter":
         taken = True
 
         def export(self, spans: "Sequence[ReadableSpan]") -> SpanExportResult:
-            result = exporter.export(spans)
+            if closing.is_set() and not self.taken:
+                # Waiting for it batch by batch would hold up the service's end.
+                return SpanExportResult.FAILURE
+            try:
+                result = exporter.export(spans)
+            except OSError:
+                # Most releases of the library let the errors of `requests` through.
+                result = SpanExportResult.FAILURE
             taken = result is SpanExportResult.SUCCESS
             if taken != self.taken:
                 self.taken = taken

@@ -151,3 +151,13 @@ def test_forgetting_removes_dead_letters(shelf):
     assert shelf.jobs.forget("u", []) == 3
     number, letters = streams.dead_letters(10)
     assert (number, letters[0].user_id) == (1, "other")
+
+
+def test_an_entry_that_cannot_be_read_stops_nobody(shelf):
+    """Events are taken in beside it, and the next snapshot heals the history."""
+    shelf.record(of(10, "a", "e-1"))
+    shelf.redis.rpush(shelf.keys.history("u"), b"[1,2")
+    assert shelf.record(of(20, "b", "e-2"), of(5, "c", "e-3")) == ["stored", "stored"]
+    assert shelf.redis.llen(shelf.keys.history("u")) == 4
+    assert shelf.seed(of(10, "a"), of(15, "d")) == 2
+    assert [item for item, _ in shelf.history()] == ["c", "a", "d", "b"]

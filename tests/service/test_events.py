@@ -215,7 +215,9 @@ def test_late_events_take_their_place(world):
     keep = world.settings.history_events
     many = [world.act(other, 1, f"e-{number}", now - keep + number) for number in range(keep)]
     assert world.send(*many)["stored"] == keep
-    late = world.send(world.act(other, 1, "late", now - keep - 1), world.act(other, 1, "just", now - keep + 1))
+    late = world.send(
+        world.act(other, 1, "late", now - keep - 1), world.act(other, 1, "just", now - keep + 1)
+    )
     assert (late["stored"], late["too_old"]) == (1, [0])
     assert [event.event_id for event in world.history(other)][:2] == ["e-1", "just"]
 

@@ -1,12 +1,15 @@
 """Traces: a collector is sent one span a traced request with its stages below it, and nobody is harmed where it is away."""
 
+import asyncio
 import json
 import os
 import re
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -163,6 +166,31 @@ def test_a_collector_that_is_away_harms_nobody(traced):
     api = traced(f"http://127.0.0.1:{free_port()}/v1/traces", share=1.0)
     for _ in range(20):
         assert api.post("/score", json=BODY).status_code == 200
+
+
+def test_a_collector_that_never_answers_is_not_waited_for_again_and_again():
+    """The end waits for one try, and not for one a batch of spans."""
+    tries = []
+    ended = threading.Event()
+
+    class Silent(socketserver.BaseRequestHandler):
+        def handle(self):
+            tries.append(self.client_address)
+            ended.wait(60)
+
+    async def send_four_batches(url):
+        tracing = Tracing(url, 1.0, "srp4ctr")
+        async with tracing.sent():
+            for _ in range(4 * 512):
+                trace = tracing.begin({"headers": []})
+                tracing.end(trace, "POST /score", time.perf_counter(), {}, 200)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asyncio.run(send_four_batches(f"http://127.0.0.1:{server.server_address[1]}/v1/traces"))
+        ended.set()
+        server.shutdown()
+    assert len(tries) == 1
 
 
 @contextmanager

@@ -100,6 +100,8 @@ class Report:
             f"afterwards {name}": count for name, count in asdict(self.aftermath).items() if name != "lost_of"
         }
         bad["jobs that never completed"] = self.jobs["reruns"] - self.jobs["reruns_completed"]
+        bad["jobs that failed without being killed"] = sum(self.job_failures.values())
+        bad["processes that ended by themselves"] = sum(self.ended.values())
         bad["events that were never acknowledged"] = self.events["sent"] - self.events["acknowledged"]
         bad["answers of status 500"] = sum(
             count for kind, count in self.errors_by_type.items() if kind.startswith("500")

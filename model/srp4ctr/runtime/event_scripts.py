@@ -7,8 +7,9 @@ local held = redis.call('LRANGE', KEYS[1], 0, -1)
 local times, ids = {}, {}
 for place, entry in ipairs(held) do
   local time, id = string.match(entry, '^%[(%-?%d+),"([^"]*)"')
-  times[place] = tonumber(time)
-  ids[id] = true
+  -- What cannot be read stays where it is, for whoever encodes the user to say so.
+  times[place] = tonumber(time) or times[place - 1] or 0
+  if id then ids[id] = true end
 end
 """
 
@@ -82,37 +83,48 @@ SEED = (
     + _HELD
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
-local merged, when, own = {}, {}, {}
+local snapshot, when = {}, {}
 for at = 3, #ARGV do
-  table.insert(merged, ARGV[at])
-  table.insert(when, tonumber(string.match(ARGV[at], '^%[(%-?%d+),')))
+  snapshot[at - 2] = ARGV[at]
+  when[at - 2] = tonumber(string.match(ARGV[at], '^%[(%-?%d+),'))
 end
+-- Both are in the order of their times: one look at each, and what is near in time is compared.
+local twin, acknowledged, lacking, from = {}, {}, {}, 1
 for place, entry in ipairs(held) do
-  if string.match(entry, '^%[%-?%d+,"([^"]*)"') ~= '' then
-    local item
-    local found = nil
-    for at, time in ipairs(when) do
-      if math.abs(time - times[place]) < 1000 and not own[merged[at]] then
-        item = item or cjson.decode(entry)[3]
-        if cjson.decode(merged[at])[3] == item then found = at break end
+  local id = string.match(entry, '^%[%-?%d+,"([^"]*)"')
+  if id and id ~= '' then
+    while from <= #snapshot and when[from] <= times[place] - 1000 do from = from + 1 end
+    local at, item = from, nil
+    lacking[place] = true
+    while at <= #snapshot and when[at] < times[place] + 1000 do
+      item = item or cjson.decode(entry)[3]
+      if not twin[at] and cjson.decode(snapshot[at])[3] == item then
+        twin[at], lacking[place] = true, nil
+        break
       end
+      at = at + 1
     end
-    own[entry] = found and 'both' or 'since'
-    if found then
-      merged[found], when[found] = entry, times[place]
-    else
-      local at = #merged
-      while at > 0 and when[at] > times[place] do at = at - 1 end
-      table.insert(merged, at + 1, entry)
-      table.insert(when, at + 1, times[place])
-    end
+    table.insert(acknowledged, place)
   end
 end
+local merged, new, next = {}, {}, 1
+local function add(place)
+  table.insert(merged, held[place])
+  new[#merged] = lacking[place]
+end
+for at, entry in ipairs(snapshot) do
+  while acknowledged[next] and times[acknowledged[next]] < when[at] do
+    add(acknowledged[next])
+    next = next + 1
+  end
+  if not twin[at] then table.insert(merged, entry) end
+end
+for at = next, #acknowledged do add(acknowledged[at]) end
 redis.call('DEL', KEYS[1])
 local since = 0
 for at = math.max(1, #merged - keep + 1), #merged do
   redis.call('RPUSH', KEYS[1], merged[at])
-  if own[merged[at]] == 'since' then since = since + 1 end
+  if new[at] then since = since + 1 end
 end
 if ttl > 0 then redis.call('EXPIRE', KEYS[1], ttl) end
 local sequence = redis.call('GET', KEYS[2])
