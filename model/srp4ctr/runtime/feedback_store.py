@@ -18,7 +18,7 @@ from srp4ctr.runtime.redis_client import store_errors
 from srp4ctr.runtime.state_store import within
 
 MAX_ENTRIES = 64
-"""Of a stream. An answer of 500 candidates takes some 5 kB, so that all streams together stay below 400 MB at the worst."""
+"""Of a stream. All streams together may take half a gigabyte for answers of 500 candidates (docs/operations.md)."""
 KEPT_S = 86_400
 """A stream to which nothing has been added for so long goes."""
 _MILLISECONDS = 1000
