@@ -1,24 +1,20 @@
 """`srp4ctr monitor`: the model's quality on what users are shown and click, as Prometheus metrics."""
 
-import argparse
-import signal
-import threading
 from collections.abc import Sequence
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
-from srp4ctr.contract.errors import StoreError, StoreUnavailable
+from srp4ctr.contract.errors import StoreError
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.feedback_store import FeedbackStore
 from srp4ctr.runtime.redis_client import connect, shown
-from srp4ctr.runtime.settings import read_settings
 from srp4ctr_service import logs
 from srp4ctr_service.online_quality import Clicks, Monitor, OnlineQuality
-from srp4ctr_service.serve import settings_help
 from srp4ctr_service.settings import MonitorSettings
+from srp4ctr_service.worker_command import settings_of, stop_signal
 
 log = structlog.get_logger()
 
@@ -34,14 +30,7 @@ EVERY_S = 5.0
 
 def main(argv: Sequence[str]) -> int:
     """Work until SIGINT or SIGTERM; 0 after an orderly stop."""
-    parser = argparse.ArgumentParser(
-        prog="srp4ctr monitor",
-        description=DESCRIPTION,
-        epilog=settings_help(MonitorSettings),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(argv)
-    settings = read_settings(MonitorSettings)
+    settings = settings_of(MonitorSettings, "monitor", DESCRIPTION, argv)
     logs.configure(settings.log_level)
     url = local_redis.ensure(settings)
     client, keys = connect(settings, url), Keys(settings.namespace)
@@ -54,14 +43,12 @@ def main(argv: Sequence[str]) -> int:
         OnlineQuality(settings.monitor_impressions, registry),
     )
     server, _ = start_http_server(settings.monitor_port, registry=registry)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_signal()
     log.info("monitoring", redis=shown(url), port=server.server_port, window_s=settings.monitor_window_s)
     while not stop.wait(EVERY_S):
         try:
             judged = monitor.step()
-        except (StoreUnavailable, StoreError) as error:
+        except StoreError as error:
             log.warning("not_monitored", reason=str(error))
         else:
             if judged:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from srp4ctr.contract.events import RawEvent
 from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.feedback_store import FeedbackStore, MonitoredAnswer, ShownItems
-from srp4ctr.runtime.metrics import CLIP, auc, expected_calibration_error
+from srp4ctr.runtime.metrics import auc, expected_calibration_error, row_losses
 
 LATE_S = 10.0
 """Beyond the window, that an event may need to arrive."""
@@ -125,13 +125,12 @@ class OnlineQuality(Collector):
 def _measure(judged: Sequence[Judged]) -> dict[str, float]:
     probability = np.array([one.probability for one in judged])
     label = np.array([one.clicked for one in judged], np.int8)
-    clipped = np.clip(probability, CLIP, 1 - CLIP)
     return {
         "items": len(judged),
         "click_rate": float(label.mean()),
         "expected_click_rate": float(probability.mean()),
         "auc": auc(label, probability),
-        "logloss": float(-np.where(label == 1, np.log(clipped), np.log1p(-clipped)).mean()),
+        "logloss": float(row_losses(label, probability).mean()),
         "ece": expected_calibration_error(label, probability),
     }
 

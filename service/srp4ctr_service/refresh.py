@@ -1,11 +1,8 @@
 """`srp4ctr refresh`: a worker that keeps users' states as fresh as their events."""
 
-import argparse
 import os
 import secrets
-import signal
 import socket
-import threading
 from collections.abc import Sequence
 
 import structlog
@@ -16,13 +13,12 @@ from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.acted import ActedStreams
 from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.redis_client import connect, shown
-from srp4ctr.runtime.settings import read_settings
 from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_service import logs
 from srp4ctr_service.refresher import Refresher
-from srp4ctr_service.serve import settings_help
 from srp4ctr_service.settings import RefreshSettings
 from srp4ctr_service.store_metrics import StoreMetrics
+from srp4ctr_service.worker_command import settings_of, stop_signal
 
 log = structlog.get_logger()
 
@@ -37,14 +33,7 @@ JSON log lines to standard output.
 
 def main(argv: Sequence[str]) -> int:
     """Work until SIGINT or SIGTERM; 0 after an orderly stop."""
-    parser = argparse.ArgumentParser(
-        prog="srp4ctr refresh",
-        description=DESCRIPTION,
-        epilog=settings_help(RefreshSettings),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(argv)
-    settings = read_settings(RefreshSettings)
+    settings = settings_of(RefreshSettings, "refresh", DESCRIPTION, argv)
     logs.configure(settings.log_level)
     url = local_redis.ensure(settings)
     client, keys = connect(settings, url), Keys(settings.namespace)
@@ -56,9 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if settings.refresh_metrics_port is not None:
         refresher.metrics.registry.register(StoreMetrics(client, streams))
         start_http_server(settings.refresh_metrics_port, registry=refresher.metrics.registry)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_signal()
     log.info("refreshing", redis=shown(url), consumer=consumer, var_dir=str(settings.var_dir))
     refresher.run(stop.is_set)
     return 0

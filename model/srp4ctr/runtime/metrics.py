@@ -88,8 +88,7 @@ def evaluate_rows(
     own = np.array(
         [_Ranking(label[at], probability[at]).auc(np.ones(len(at))) for at in _groups(place, users)]
     )
-    clipped = np.clip(probability, CLIP, 1 - CLIP)
-    loss = -np.where(label == 1, np.log(clipped), np.log1p(-clipped))
+    loss = row_losses(label, probability)
     bin_of = _bins(probability)
 
     def under(times: Floats) -> list[float]:
@@ -106,6 +105,12 @@ def evaluate_rows(
         for _ in range(draws)
     ]
     return Quality(np.array(under(np.ones(users))), np.array(samples))
+
+
+def row_losses(label: Labels, probability: Floats) -> Floats:
+    """Negative log-likelihood of each row, whose mean is the logloss."""
+    clipped = np.clip(probability, CLIP, 1 - CLIP)
+    return -np.where(label == 1, np.log(clipped), np.log1p(-clipped))
 
 
 def expected_calibration_error(label: Labels, probability: Floats) -> float:
