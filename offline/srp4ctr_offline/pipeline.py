@@ -50,20 +50,28 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--unless-active",
         action="store_true",
-        help="do nothing where a version is active already and its bundle is here",
+        help="do nothing where a version is active already and its bundle is here; where the bundle is lost, train and "
+        "activate another, which then cannot be compared with it",
     )
     parser.add_argument(
         "--no-gate", action="store_true", help="activate also a version that is worse than the active one"
     )
     arguments = parser.parse_args(argv)
-    if arguments.unless_active and (active := _usable(settings)) is not None:
-        print(f"{active} is active and its bundle is in {settings.bundles_dir}: nothing to do")
-        return 0
+    gate = not arguments.no_gate
+    if arguments.unless_active and (active := _active(settings)) is not None:
+        try:
+            find_bundle(active, settings.bundles_dir)
+        except BundleError as error:
+            print(f"{active} is active, and trained again without a comparison: {error}")
+            gate = False
+        else:
+            print(f"{active} is active and its bundle is in {settings.bundles_dir}: nothing to do")
+            return 0
     config = load_config(arguments.config)
     run = settings.runs_dir / config.name
     run.mkdir(parents=True, exist_ok=True)
     stages = Stages(run / "pipeline.json")
-    release(arguments.config, stages, settings, data=arguments.data or None, gate=not arguments.no_gate)
+    release(arguments.config, stages, settings, data=arguments.data or None, gate=gate)
     return 0
 
 
@@ -88,14 +96,8 @@ def release(path: Path, stages: Stages, settings: StoreSettings, *, data: str | 
     return version
 
 
-def _usable(settings: StoreSettings) -> str | None:
-    """The active version, where its bundle can be opened."""
+def _active(settings: StoreSettings) -> str | None:
+    """The active version, whether or not its bundle is here."""
     with connect(settings, local_redis.ensure(settings)) as client:
         active = StateStore(client, Keys(settings.namespace)).active()
-    if active is None:
-        return None
-    try:
-        return find_bundle(active.version, settings.bundles_dir).manifest.version
-    except BundleError as error:
-        print(f"{active.version} is active, and trained again: {error}")
-        return None
+    return None if active is None else active.version
