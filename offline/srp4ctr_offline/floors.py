@@ -6,12 +6,15 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from srp4ctr.contract.vocabulary import Codes
-from srp4ctr.runtime.metrics import Floats
+from srp4ctr.runtime.metrics import Floats, row_losses
 from srp4ctr_offline.prepared import TRAIN, VALID, Ints, Prepared
 from srp4ctr_offline.rates import smoothed
 
 USER_PRIOR_ROWS = 5.0
 """Rows without residual that a user's mean residual is smoothed with."""
+
+WINDOWS = (25, 50, 100, 200, 1_000_000)
+"""How many of a user's latest rows the residual counts, the last one all; chosen by validation logloss."""
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0)
 """Inverse regularisation of the logistic regression, chosen by validation logloss."""
@@ -23,18 +26,32 @@ def item_popularity(prepared: Prepared, rows: Ints) -> Floats:
 
 
 def item_mean_user_residual(prepared: Prepared, rows: Ints) -> Floats:
-    """Logistic regression on the item's click rate and on how far the user's earlier labels lay from their items'.
+    """Logistic regression on the item's click rate and on how far the user's latest labels lay from their items'.
 
-    The user's residual counts all rows that precede a row, earlier test rows included, as a history does. A training
+    The user's residual counts rows that precede a row, earlier test rows included, as a history does. A training
     row's own label is taken out of its item's rate.
     """
     table = prepared.rows
-    train = table.of(TRAIN)
+    train, valid = table.of(TRAIN), table.of(VALID)
     mean = float(table.label[train].mean())
     shown = np.bincount(table.item[train], minlength=len(prepared.items.prior)).astype(float)
     clicked = np.bincount(table.item[train], table.label[train], len(prepared.items.prior))
     in_training = (table.split == 0).astype(float)
     rate = smoothed(clicked[table.item] - in_training * table.label, shown[table.item] - in_training, mean)
+    best, best_loss = None, np.inf
+    for window in WINDOWS:
+        inputs = np.stack([np.log(rate / (1 - rate)), _residual(prepared, rate, window)], axis=1)
+        fitted = LogisticRegression(C=np.inf).fit(inputs[train], table.label[train])
+        loss = row_losses(table.label[valid], _clicks(fitted, inputs[valid])).mean()
+        if loss < best_loss:
+            best, best_loss = _clicks(fitted, inputs[rows]), loss
+    assert best is not None
+    return best
+
+
+def _residual(prepared: Prepared, rate: Floats, window: int) -> Floats:
+    """The smoothed mean of label - rate over the user's latest `window` rows before each row [R]."""
+    table = prepared.rows
     residual = np.empty(len(rate))
     by_time = np.argsort(table.place, kind="stable")
     difference = (table.label - rate)[by_time]
@@ -44,11 +61,9 @@ def item_mean_user_residual(prepared: Prepared, rows: Ints) -> Floats:
     begins = np.r_[True, (user[1:] != user[:-1]) | (cut[1:] != cut[:-1])]
     group_start = np.maximum.accumulate(np.where(begins, np.arange(len(user)), 0))
     user_start = np.maximum.accumulate(np.where(np.r_[True, user[1:] != user[:-1]], np.arange(len(user)), 0))
-    earlier = group_start - user_start
-    residual[by_time] = (before[group_start] - before[user_start]) / (earlier + USER_PRIOR_ROWS)
-    inputs = np.stack([np.log(rate / (1 - rate)), residual], axis=1)
-    fitted = LogisticRegression(C=np.inf).fit(inputs[train], table.label[train])
-    return _clicks(fitted, inputs[rows])
+    first = np.maximum(user_start, group_start - window)
+    residual[by_time] = (before[group_start] - before[first]) / (group_start - first + USER_PRIOR_ROWS)
+    return residual
 
 
 def logistic_regression(prepared: Prepared, rows: Ints) -> Floats:
@@ -63,8 +78,7 @@ def logistic_regression(prepared: Prepared, rows: Ints) -> Floats:
     best, best_loss = None, np.inf
     for strength in STRENGTHS:
         fitted = LogisticRegression(C=strength, max_iter=300).fit(logged, table.label[train])
-        chance = np.clip(_clicks(fitted, held), 1e-7, 1 - 1e-7)
-        loss = -np.where(table.label[valid] == 1, np.log(chance), np.log1p(-chance)).mean()
+        loss = row_losses(table.label[valid], _clicks(fitted, held)).mean()
         if loss < best_loss:
             best, best_loss = fitted, loss
     assert best is not None

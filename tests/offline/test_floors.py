@@ -149,6 +149,27 @@ def test_residuals_are_their_definition(tmp_path) -> None:
     assert auc(table.label[test], expected) > 0.65
 
 
+def test_residuals_forget_what_no_longer_holds(tmp_path) -> None:
+    """Where users change their minds, the residual counts their latest rows, as validation rows tell it to."""
+    generator = np.random.default_rng(6)
+    users, orders = 20, 300
+    user, order = np.repeat(np.arange(users), orders), np.tile(np.arange(orders), users)
+    # Each user's mood holds for 100 rows.
+    chance = generator.choice([0.05, 0.95], (users, orders // 100))[user, order // 100]
+    rows = pl.DataFrame(
+        {
+            "user_id": user,
+            "item_id": [f"a{item}" for item in generator.integers(12, size=len(user))],
+            "order": order,
+            "label": (generator.random(len(user)) < chance).astype(np.int8),
+            "split": np.where(order % 100 < 60, "train", np.where(order % 100 < 80, "valid", "test")),
+        }
+    )
+    prepared = prepared_of(tmp_path, rows)
+    test = prepared.rows.of("test")
+    assert auc(prepared.rows.label[test], item_mean_user_residual(prepared, test)) > 0.9
+
+
 @pytest.fixture(scope="module")
 def by_genre(tmp_path_factory) -> Prepared:
     """Labels that depend on the item's genre; the test rows' items are all new."""
