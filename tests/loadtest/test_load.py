@@ -51,7 +51,20 @@ POPULATION = Population(
     {"hour": ["1", "2"], "age": [0.5]},
     {"event_type": ["click", "buy"]},
 )
-BRIEF = ["--rates", "", "--search-s", "0", "--seconds", "2", "--users", "3", "--candidates", "3,5"]
+BRIEF = [
+    "--rates",
+    "",
+    "--search-s",
+    "0",
+    "--confirm-s",
+    "1",
+    "--seconds",
+    "2",
+    "--users",
+    "3",
+    "--candidates",
+    "3,5",
+]
 PROBLEM = b'{"type": "/problems/overloaded"}'
 
 
@@ -171,7 +184,18 @@ def test_a_service_is_started_asked_and_reported(tiny, deployment, tmp_path, cap
     before = deployment.client.dbsize(), deployment.client.info("commandstats").get("cmdstat_xadd")
     options = ["--seconds", "4", "--users", "3", "--candidates", "5,20", "--events-share", "0.5"]
     options += ["--cold-share", "0.3", "--rates", "15,30", "--rate-s", "1", "--budget-ms", "10000"]
-    options += ["--search-s", "0.5", "--search-from", "20", "--search-to", "40", "--out", str(tmp_path)]
+    options += [
+        "--search-s",
+        "0.5",
+        "--search-from",
+        "20",
+        "--search-to",
+        "40",
+        "--confirm-s",
+        "0.75",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(options) == 0
     printed = capsys.readouterr().out.splitlines()
     content = json.loads((tmp_path / "load.json").read_bytes())
@@ -188,7 +212,8 @@ def test_a_service_is_started_asked_and_reported(tiny, deployment, tmp_path, cap
         assert one["loop"] == "open"
         assert one["requests"] == one["rate_rps"]
         assert 0 < one["p50_ms"] <= one["p99_ms"] <= one["p999_ms"]
-    assert [step["rate_rps"] for step in content["saturation"]["steps"]] == [20, 40]
+    steps = [(step["rate_rps"], step["seconds"]) for step in content["saturation"]["steps"]]
+    assert steps == [(20, 0.5), (40, 0.5), (40, 0.75)]
     assert content["server"]["source"] == "processes"
     assert closed["server"]["cpu_cores_mean"] > 0
     assert closed["server"]["memory_mb_max"] > 20
@@ -204,6 +229,8 @@ def test_a_service_is_started_asked_and_reported(tiny, deployment, tmp_path, cap
     page = (tmp_path / "load.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "40 requests/s at p99 &lt;= 10000 ms" in page
+    assert "kept for 0.75 s" in page
+    assert "<td>  /events</td>" in page
     assert "Closed loop:" in page
     assert "Open loop:" in page
     told = json.loads(printed[-1])
@@ -247,6 +274,25 @@ def test_wrong_answers_fail_the_run_by_name(run) -> None:
     for one in (content["closed_loop"], content["open_loop"][0]):
         assert set(one["errors"]) == names
         assert 0 < one["failed"] < one["requests"]
+
+
+def test_a_service_that_stops_answering_fails_the_run(run) -> None:
+    """Open loops that nobody answers are no result: the run fails, and no rate is told."""
+    over = threading.Event()
+
+    async def answer(path, request_id, content):
+        if content["deadline_ms"] == 77 and not over.is_set():
+            await asyncio.sleep(3)
+        return 200, right(path, request_id, content)
+
+    with server(answer) as url:
+        options = ["--seconds", "0", "--deadline-ms", "77", "--timeout-s", "0.2", "--search-from", "4"]
+        code, content = run(url, *options, "--rates", "5", "--rate-s", "0.5", "--search-s", "0.5")
+        over.set()
+    assert code == 1
+    assert content["rps_at_budget"] is None
+    assert content["failures"]["no answer: timeout"] > 0
+    assert content["failures"]["no answer in a whole step of the search"] > 0
 
 
 @pytest.mark.parametrize("accept", [False, True])
@@ -581,7 +627,7 @@ def test_closed_loops_outlive_them_too(run) -> None:
 def test_the_search_finds_what_a_service_can_do(capacity) -> None:
     """The highest rate whose p99 keeps the budget, within 5 %; it says what is beyond."""
 
-    def ask(rate):
+    def ask(rate, _seconds):
         answers = Answers("open", 1.0)
         for number in range(100):
             answers.add(number / 100, 5.0 if rate <= capacity else 50.0, "/score")
@@ -596,6 +642,26 @@ def test_the_search_finds_what_a_service_can_do(capacity) -> None:
     assert "highest rate that was to be tried" in capped.ended
 
 
+def test_the_rate_that_is_told_was_kept_for_long() -> None:
+    """What a service does for a moment only is not told; a lower rate that was once not kept is."""
+    hiccups = iter([True])
+
+    def ask(rate, seconds):
+        answers = Answers("open", seconds)
+        slow = rate > (100 if seconds < 10 else 80) or (rate == 50 and next(hiccups, False))
+        answers.add(0.0, 50.0 if slow else 5.0, "/score")
+        return OpenLoop(answers, rate, 0.1, 0.1)
+
+    found = search(ask, budget_ms=20, step_s=1, first=25, most=10_000, confirm_s=30)
+    assert 0.9 * 80 < found.rps <= 80
+    assert (found.steps[-1].rate_rps, found.steps[-1].seconds) == (found.rps, 30)
+    assert "at 50 requests/s once: p99 50.0 ms" in found.doubt
+    unsteady = search(
+        lambda rate, seconds: ask(rate if seconds < 10 else 1000, seconds), 20, 1, 25, 10_000, 30
+    )
+    assert unsteady.rps is None
+
+
 @pytest.mark.parametrize(
     ("failure", "tier", "why"),
     [("503 /problems/overloaded", "full", "requests failed"), ("", "prior", "not by the model")],
@@ -603,7 +669,7 @@ def test_the_search_finds_what_a_service_can_do(capacity) -> None:
 def test_a_rate_with_errors_or_cheaper_answers_is_not_kept(failure, tier, why) -> None:
     """However fast they are."""
 
-    def ask(rate):
+    def ask(rate, _seconds):
         answers = Answers("open", 1.0)
         answers.add(0.0, 1.0, "/score", failure)
         answers.add(0.5, 1.0, "/score")

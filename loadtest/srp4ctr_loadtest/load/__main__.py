@@ -29,9 +29,8 @@ from srp4ctr.contract.errors import ConfigError, Srp4ctrError
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_loadtest.load import report
 from srp4ctr_loadtest.load.answers import Answers
-from srp4ctr_loadtest.load.checks import Versions
 from srp4ctr_loadtest.load.closed_loop import closed_loop
-from srp4ctr_loadtest.load.open_loop import OpenLoop, Pool, open_loop
+from srp4ctr_loadtest.load.open_loop import ROUTE, OpenLoop, Pool, open_loop
 from srp4ctr_loadtest.load.place import Target, own_service
 from srp4ctr_loadtest.load.population import Population
 from srp4ctr_loadtest.load.replay import read_questions
@@ -94,7 +93,7 @@ def _measure(settings: LoadSettings, population: Population | None, own: Target)
     questions = _questions(settings, population)
     pool = Pool.of(own.url, headers, questions, settings.timeout_s)
     watch = Watch(settings.metrics_url or f"{own.url}/metrics", headers, own.pid)
-    results = Results(_about(settings, population, own, pool.versions), settings, watch.use)
+    results = Results(_about(settings, population, own, pool), settings, watch.use)
 
     def part(name: str, work: Callable[[], T]) -> T:
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -117,11 +116,12 @@ def _measure(settings: LoadSettings, population: Population | None, own: Target)
             results.saturation = part(
                 "saturation",
                 lambda: search(
-                    lambda rate: ask(rate, settings.search_s),
+                    ask,
                     settings.budget_ms,
                     settings.search_s,
                     settings.search_from,
                     settings.search_to,
+                    settings.confirm_s,
                 ),
             )
     return results
@@ -143,10 +143,8 @@ def _questions(settings: LoadSettings, population: Population | None) -> Iterato
     return (workload.question() for _ in itertools.count())
 
 
-def _about(
-    settings: LoadSettings, population: Population | None, own: Target, versions: Versions
-) -> dict[str, str]:
-    model = versions.model
+def _about(settings: LoadSettings, population: Population | None, own: Target, pool: Pool) -> dict[str, str]:
+    model = pool.versions.model
     assert model is not None
     if population is None:
         asked = f"the requests of {settings.replay}"
@@ -155,12 +153,17 @@ def _about(
             f"{len(population.users):,} users (Zipf {settings.user_skew:g}) and {settings.cold_share:.0%} whom nobody knows; "
             f"{len(population.items):,} items (Zipf {settings.item_skew:g}); {_candidates(settings)}"
         )
+    users = len({question.user_id for question in pool.questions})
+    asked_open = (
+        f"POST {ROUTE} alone: {len(pool.questions):,} requests for {users:,} different users, over and over"
+    )
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "model": f"{model['version']}, {model['state']} states, {model['items']:,} items",
         "machine": machine() if own.pid is not None else f"{machine()}; the loader's",
         "service": own.where,
         "asked": asked,
+        "asked by open loops": asked_open,
         "versions": f"locust {version_of('locust')}",
     }
 

@@ -22,7 +22,7 @@ service is asked less: it shows what users see and that answers are right, and f
 requests come at random times that were fixed before (a Poisson process), whether or not answers come, and a latency begins
 when its request was due, so that a stall counts for all who would have come meanwhile. The saturation point is of the open
 loop: the highest rate at which the p99 kept the budget, nothing failed and every answer was the model's; a rate that was not kept was
-tried once more."""
+tried once more, and the rate that was found was asked for longer in the end."""
 
 
 def write(results: Results, folder: Path) -> None:
@@ -51,7 +51,10 @@ def page(results: Results, folder: Path, pictures: Mapping[str, str]) -> str:
         "<h2>Latencies and throughput</h2>",
         _table(
             ["", *TITLES, "server: cores", "MB"],
-            [[title, *(found[name] for name in COLUMNS), *_server(found["server"])] for title, found in rows],
+            [
+                [title, *(found[name] for name in COLUMNS), *_server(found["server"])]
+                for title, found in results.latencies()
+            ],
         ),
         "<h2>How answers were scored</h2>",
         _table(
@@ -83,6 +86,7 @@ def _search(results: Results) -> list[str]:
     rows = [
         [
             f"{one.rate_rps:.1f}",
+            one.seconds,
             one.answered_rps,
             one.p99_ms,
             one.late_p99_ms,
@@ -91,7 +95,7 @@ def _search(results: Results) -> list[str]:
         ]
         for one in results.saturation.steps
     ]
-    titles = ["requests/s wanted", "answers/s", "p99 ms", "sent late, p99 ms", "loader: cores", ""]
+    titles = ["requests/s wanted", "for s", "answers/s", "p99 ms", "sent late, p99 ms", "loader: cores", ""]
     return ["<h2>The search for the saturation point, open loop</h2>", _table(titles, rows)]
 
 

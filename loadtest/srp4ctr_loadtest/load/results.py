@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from srp4ctr_loadtest.load.answers import Answers
-from srp4ctr_loadtest.load.checks import is_refusal
+from srp4ctr_loadtest.load.checks import NO_ANSWER, is_refusal
 from srp4ctr_loadtest.load.open_loop import OpenLoop
 from srp4ctr_loadtest.load.saturation import Saturation
 from srp4ctr_loadtest.load.server import Use
@@ -33,17 +33,23 @@ class Results:
 
     def failures(self) -> Counter[str]:
         """What makes the load test fail: anything in the closed loop, but for refusals where these are accepted; in open
-        loops, whose rates may be more than a service can do, what is no refusal.
+        loops, whose rates may be more than a service can do, what is no refusal, and no answer at all; in the search, which goes
+        beyond what it can do, the latter only where nothing was answered.
         """
         found: Counter[str] = Counter()
+        accepted = self.settings.accept_refusals
         if self.closed is not None:
-            accepted = self.settings.accept_refusals
             found.update({n: c for n, c in self.closed.errors().items() if not (accepted and is_refusal(n))})
-        opened = [one.answers.errors() for one in self.opened]
+        for one in self.opened:
+            errors = one.answers.errors()
+            found.update(
+                {n: c for n, c in errors.items() if not (is_refusal(n) and (accepted or _answered(n)))}
+            )
         if self.saturation is not None:
-            opened += [Counter(step.errors) for step in self.saturation.steps]
-        for errors in opened:
-            found.update({n: c for n, c in errors.items() if not is_refusal(n)})
+            for step in self.saturation.steps:
+                found.update({n: c for n, c in step.errors.items() if not is_refusal(n)})
+            if self.saturation.unanswered:
+                found["no answer in a whole step of the search"] += self.saturation.unanswered
         return found
 
     def as_json(self) -> dict[str, Any]:
@@ -68,7 +74,7 @@ class Results:
             "",
             f"{'':<44}" + "".join(f"{title:>10}" for title in TITLES) + f"{'server CPU':>12} {'MB':>6}",
         ]
-        for title, found in self.rows():
+        for title, found in self.latencies():
             cells = "".join(f"{_number(found[name]):>10}" for name in COLUMNS)
             server = found["server"] or {}
             lines.append(
@@ -90,6 +96,16 @@ class Results:
         found += [(f"open loop, {one.rate:g} requests/s wanted", self._opened(one)) for one in self.opened]
         return found
 
+    def latencies(self) -> list[tuple[str, dict[str, Any]]]:
+        """The parts with the same figures, each followed by its routes where it asked several."""
+        lines = []
+        for title, found in self.rows():
+            lines.append((title, found))
+            lines += [
+                (f"  {route}", one | {"server": None}) for route, one in found.get("routes", {}).items()
+            ]
+        return lines
+
     def answer(self) -> str:
         """The saturation point in one sentence."""
         found = self.saturation
@@ -97,10 +113,13 @@ class Results:
             return "no saturation point was looked for"
         if found.rps is None:
             return f"no rate was kept with p99 <= {found.budget_ms:g} ms: {found.ended}"
-        return (
-            f"{found.rps:.0f} requests/s at p99 <= {found.budget_ms:g} ms, open loop, steps of {found.step_s:g} s "
-            f"({found.ended})"
+        how = (
+            f"kept for {found.confirm_s:g} s"
+            if found.confirm_s
+            else f"steps of {found.step_s:g} s, not confirmed"
         )
+        doubt = f". But {found.doubt}: something else was slow then" if found.doubt else ""
+        return f"{found.rps:.0f} requests/s at p99 <= {found.budget_ms:g} ms, open loop, {how} ({found.ended}){doubt}"
 
     def json_line(self) -> str:
         """The last line of the command."""
@@ -141,6 +160,10 @@ class Results:
 
     def _watched(self) -> dict[str, Any]:
         return {**self.use.__dict__, "parts_s": {name: list(span) for name, span in self.spans.items()}}
+
+
+def _answered(name: str) -> bool:
+    return not name.startswith(NO_ANSWER)
 
 
 def open_name(rate: float) -> str:

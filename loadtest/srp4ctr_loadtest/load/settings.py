@@ -96,6 +96,9 @@ class LoadSettings(BaseSettings):
     search_s: float = Field(
         default=5, ge=0, description="seconds of each step of the search for it; 0: no search"
     )
+    confirm_s: float = Field(
+        default=30, ge=0, description="seconds for which the rate that was found must be kept; 0: not tried"
+    )
     search_from: float = Field(default=25, gt=0, description="requests a second that the search begins with")
     search_to: float = Field(default=10_000, gt=0, description="requests a second that it ends with at most")
     out: Path = Field(
