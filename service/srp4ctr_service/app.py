@@ -60,7 +60,9 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
             versions = Versions(settings, store, telemetry)
             states = StateReader(settings, reads, keys)
             compute = Compute(settings.max_waiting_candidates)
-            monitored = Monitored(settings, AsyncFeedbackStore(client, keys), telemetry)
+            monitored = Monitored(
+                settings, AsyncFeedbackStore(client, keys, settings.monitored_max_mb * 1_000_000), telemetry
+            )
             scoring = Scoring(settings, versions, states, compute, telemetry, monitored, recorder)
             events = Events(settings, versions, AsyncEventStore(client, keys, settings.retention), telemetry)
             app.state.parts = Parts(

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 
@@ -16,3 +16,19 @@ async def in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIter
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@contextlib.asynccontextmanager
+async def every(seconds: float, work: Callable[[], Awaitable[None]], name: str) -> AsyncIterator[None]:
+    """The work every so many seconds while entered, and once more on leaving."""
+
+    async def again_and_again() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await work()
+
+    try:
+        async with in_background(again_and_again(), name):
+            yield
+    finally:
+        await work()

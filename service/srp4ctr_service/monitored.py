@@ -3,10 +3,9 @@
 Which requests are of the share is decided by their ids, so that whichever process is told what was shown decides alike.
 """
 
-import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import structlog
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from srp4ctr.contract.errors import StoreUnavailable
 from srp4ctr.contract.http_types import ImpressionsRequest
 from srp4ctr.runtime.feedback_store import AsyncFeedbackStore, MonitoredAnswer, ShownItems
-from srp4ctr_service.background import in_background
+from srp4ctr_service.background import every
 from srp4ctr_service.request_scope import RequestInfo
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.telemetry import Telemetry
@@ -71,22 +70,12 @@ class Monitored:
             if self.takes(one.request_id)
         ]
         if kept:
-            await self._store.add(kept, self._limit_s)
+            self._telemetry.count_pushed_out("impression", await self._store.add(kept, self._limit_s))
         return info.format.write({"request_id": info.request_id, "monitored": len(kept)})
 
-    @contextlib.asynccontextmanager
-    async def written(self) -> AsyncIterator[None]:
+    def written(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Write once a second while entered, and at the end."""
-        try:
-            async with in_background(self._write_again_and_again(), "write-monitored"):
-                yield
-        finally:
-            await self._write()
-
-    async def _write_again_and_again(self) -> None:
-        while True:
-            await asyncio.sleep(WRITE_EVERY_S)
-            await self._write()
+        return every(WRITE_EVERY_S, self._write, "write-monitored")
 
     async def _write(self) -> None:
         taken, self._taken = self._taken, []
@@ -94,9 +83,10 @@ class Monitored:
         if not taken:
             return
         try:
-            await self._store.add(taken, self._limit_s)
+            pushed_out = await self._store.add(taken, self._limit_s)
         except StoreUnavailable as error:
             log.warning("answers_not_monitored", answers=len(taken), reason=str(error))
             self._telemetry.count_monitored(0, len(taken))
         else:
             self._telemetry.count_monitored(len(taken), 0)
+            self._telemetry.count_pushed_out("answer", pushed_out)

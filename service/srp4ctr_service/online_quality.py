@@ -1,21 +1,28 @@
 """How good the model is on what users were shown: its answers joined with their events within an attribution window."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import structlog
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from srp4ctr.contract.errors import StoreError, StoreUnavailable
 from srp4ctr.contract.events import RawEvent
+from srp4ctr.contract.keys import PARTITIONS
 from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.feedback_store import FeedbackStore, MonitoredAnswer, ShownItems
 from srp4ctr.runtime.metrics import auc, expected_calibration_error, row_losses
 
+log = structlog.get_logger()
+
 LATE_S = 10.0
 """Beyond the window, that an event may need to arrive."""
+AT_ONCE = 64
+"""Partitions whose impressions are in memory together."""
 
 
 class Judged(NamedTuple):
@@ -32,11 +39,22 @@ class Clicks:
     def __init__(self, rule: str) -> None:
         """`rule` is empty, for all, or `feature=value,value`."""
         self._feature, _, values = rule.partition("=")
-        self._values = set(values.split(","))
+        self._values = {_plain(value) for value in values.split(",")}
 
     def __call__(self, event: RawEvent) -> bool:
         """Whether the event is a click."""
-        return not self._feature or str(event.features.get(self._feature)) in self._values
+        if not self._feature:
+            return True
+        value = event.features.get(self._feature)
+        return any(_plain(one) in self._values for one in (value if isinstance(value, list) else [value]))
+
+
+def _plain(value: object) -> float | str:
+    """A number for what is one, however it is written: 5, 5.0 and "5" are the same click."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return str(value)
 
 
 def judge(
@@ -78,6 +96,11 @@ class OnlineQuality(Collector):
             "Impressions of monitored answers of which the answer was not found",
             registry=registry,
         )
+        self._unreadable = Counter(
+            "srp4ctr_unreadable_impressions",
+            "Impressions that could not be judged because of what Redis holds of their users",
+            registry=registry,
+        )
         registry.register(self)
 
     def add(self, judged: Sequence[Judged]) -> None:
@@ -90,6 +113,10 @@ class OnlineQuality(Collector):
     def add_unmatched(self, impressions: int) -> None:
         """Count impressions that could not be judged."""
         self._unmatched.inc(impressions)
+
+    def add_unreadable(self, impressions: int) -> None:
+        """Count impressions whose own data, or whose user's, are damaged."""
+        self._unreadable.inc(impressions)
 
     def describe(self) -> Iterator[Metric]:
         """The metrics' names."""
@@ -155,13 +182,41 @@ class Monitor:
         self._quality = quality
 
     def step(self) -> int:
-        """Judge all impressions whose window is over, and tell how many; raises StoreUnavailable, StoreError."""
-        taken = self._feedback.take(self._window_s + self._late_s)
-        pairs = [(shown, answer) for shown, answer in taken if answer is not None]
-        users = sorted({shown.user_id for shown, _ in pairs})
-        events = {history.user_id: history.events for history in self._events.histories(users, ())}
-        for shown, answer in pairs:
-            own = events.get(shown.user_id, ())
-            self._quality.add(judge(shown, answer, own, 1000 * self._window_s, self._is_click))
-        self._quality.add_unmatched(len(taken) - len(pairs))
-        return len(taken)
+        """Judge all impressions whose window is over, and tell how many; raises StoreUnavailable.
+
+        Some partitions at a time, so that memory does not grow with what has waited.
+        """
+        return sum(
+            self._judge(range(first, min(first + AT_ONCE, PARTITIONS)))
+            for first in range(0, PARTITIONS, AT_ONCE)
+        )
+
+    def _judge(self, partitions: range) -> int:
+        due = self._feedback.due(self._window_s + self._late_s, partitions)
+        if not due:
+            return 0
+        events = self._events_of({one.shown.user_id for one in due if one.shown and one.answer})
+        # Only now: what cannot be read because Redis went away is judged when it is back. Whoever removes it judges it.
+        mine = self._feedback.remove(due)
+        for one in mine:
+            if one.shown is None:
+                self._quality.add_unreadable(1)
+            elif one.answer is None:
+                self._quality.add_unmatched(1)
+            elif (own := events.get(one.shown.user_id, ())) is None:
+                self._quality.add_unreadable(1)
+            else:
+                self._quality.add(judge(one.shown, one.answer, own, 1000 * self._window_s, self._is_click))
+        return len(mine)
+
+    def _events_of(self, users: Collection[str]) -> dict[str, Sequence[RawEvent] | None]:
+        """Events of the users who have some, None where they cannot be read."""
+        try:
+            return {one.user_id: one.events for one in self._events.histories(sorted(users), ())}
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            if len(users) == 1:
+                log.warning("history_unreadable", reason=str(error))
+                return dict.fromkeys(users)
+            return {user: found for one in users for user, found in self._events_of({one}).items()}

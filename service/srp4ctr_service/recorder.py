@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,7 +17,7 @@ from srp4ctr.contract.records import Record, checksums
 from srp4ctr.contract.transforms import ITEM, ITEM_ID
 from srp4ctr.contract.vocabulary import Codes
 from srp4ctr.runtime.items import Vectors
-from srp4ctr_service.background import in_background
+from srp4ctr_service.background import every
 from srp4ctr_service.model import Question, ServedModel
 from srp4ctr_service.record_files import RecordFiles
 from srp4ctr_service.settings import Settings
@@ -128,28 +127,14 @@ class Recorder:
         at_ms = time.time_ns() // 1_000_000
         self._taken.append(Served(at_ms, request_id, model, request, question, rows, view, scores))
 
-    @contextlib.asynccontextmanager
-    async def written(self) -> AsyncIterator[None]:
+    def written(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Write once a second while entered, and at the end."""
-        try:
-            async with in_background(self._write_again_and_again(), "write-records"):
-                yield
-        finally:
-            self._write(self._take())
+        return every(WRITE_EVERY_S, self._write, "write-records")
 
-    async def _write_again_and_again(self) -> None:
-        while True:
-            await asyncio.sleep(WRITE_EVERY_S)
-            if self._taken:
-                # What is being written still takes memory.
-                written = self._waiting
-                await asyncio.to_thread(self._write, self._take())
-                self._waiting -= written
-
-    def _take(self) -> list[Served]:
+    async def _write(self) -> None:
         taken, self._taken = self._taken, []
-        return taken
-
-    def _write(self, taken: list[Served]) -> None:
         if taken:
-            self._files.write(one.record().line() for one in taken)
+            # What is being written still takes memory.
+            written = self._waiting
+            await asyncio.to_thread(lambda: self._files.write(one.record().line() for one in taken))
+            self._waiting -= written

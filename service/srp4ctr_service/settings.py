@@ -112,6 +112,13 @@ class Settings(StoreSettings):
         "`srp4ctr monitor` to join them with POST /impressions and events; 0: none, and the model's quality is not seen",
     )
 
+    monitored_max_mb: int = Field(
+        default=512,
+        ge=16,
+        description="what the kept answers, and the impressions of them, may take in Redis together, in megabytes; newer ones push out "
+        "older ones",
+    )
+
     traces_url: str | None = Field(
         default=None,
         pattern=r"^https?://[^/]+/.+",

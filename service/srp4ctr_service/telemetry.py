@@ -1,12 +1,11 @@
 """Prometheus metrics, of one process or of all workers. Every label takes values from a closed set, or one at a time."""
 
-import asyncio
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from srp4ctr.contract.http_types import Degradation, StateStatus, Tier
 from srp4ctr.runtime.event_store import Outcome
-from srp4ctr_service.background import in_background
+from srp4ctr_service.background import every
 
 SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which workers count together. prometheus_client reads it when it is imported."""
@@ -111,6 +110,13 @@ class Telemetry:
             registry=registry,
         )
         self._kept, self._lost = monitored.labels("written"), monitored.labels("dropped")
+        pushed_out = Counter(
+            "srp4ctr_pushed_out",
+            "Entries for the monitor that newer ones pushed out before it took them",
+            ["kind"],
+            registry=registry,
+        )
+        self._pushed_out = {kind: pushed_out.labels(kind) for kind in ("answer", "impression")}
         scores = Counter(
             "srp4ctr_scores",
             "Candidates of monitored answers by their probability: those up to the bin's end, and above the end before it",
@@ -185,6 +191,10 @@ class Telemetry:
         self._kept.inc(written)
         self._lost.inc(dropped)
 
+    def count_pushed_out(self, kind: Literal["answer", "impression"], entries: int) -> None:
+        """Count monitored answers, or impressions of them, that had to make room."""
+        self._pushed_out[kind].inc(entries)
+
     def count_scores(self, scores: NDArray[np.float32]) -> None:
         """Count candidates by their probability."""
         bins = np.bincount(np.searchsorted(_SCORE_BINS, scores), minlength=len(self._score_bins))
@@ -217,19 +227,13 @@ class Telemetry:
         for counter, number in tally.items():
             counter.inc(number)
 
-    @contextlib.asynccontextmanager
-    async def flushed(self) -> AsyncIterator[None]:
+    def flushed(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Flush once a second while entered, so that other workers show it, too, and at the end."""
-        try:
-            async with in_background(self._flush_again_and_again(), "flush-metrics"):
-                yield
-        finally:
+
+        async def flush() -> None:
             self.flush()
 
-    async def _flush_again_and_again(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
-            self.flush()
+        return every(FLUSH_EVERY_S, flush, "flush-metrics")
 
     def text(self) -> bytes:
         """The metrics in Prometheus's text format; of other workers, what they had flushed."""

@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sklearn.metrics import log_loss, roc_auc_score
 
-from srp4ctr.contract.errors import ConfigError
+from srp4ctr.contract.errors import ConfigError, StoreUnavailable
 from srp4ctr.contract.events import RawEvent
-from srp4ctr.contract.keys import PARTITIONS, Keys
+from srp4ctr.contract.keys import PARTITIONS, Keys, partition
 from srp4ctr.runtime.event_store import EventStore
-from srp4ctr.runtime.feedback_store import MAX_ENTRIES, FeedbackStore, MonitoredAnswer, ShownItems
+from srp4ctr.runtime.feedback_store import FeedbackStore, MonitoredAnswer, ShownItems
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.serving import free_port
 from srp4ctr.runtime.settings import read_settings
@@ -104,8 +104,8 @@ def watch(settings, first, activate, start):
     activate(first)
     clients = []
 
-    def watch(share=1.0):
-        changed = settings.model_copy(update={"monitored_share": share})
+    def watch(share=1.0, **others):
+        changed = settings.model_copy(update={"monitored_share": share, **others})
         clients.append(connect(settings, settings.redis_url))
         return Watched(changed, start(changed), clients[-1])
 
@@ -231,15 +231,61 @@ def test_forgetting_a_user_removes_what_is_monitored(watch):
 
 
 def test_a_user_who_is_asked_for_again_and_again_takes_bounded_room(watch):
-    """Streams are cut at their oldest entries, and go by themselves where nobody looks at them."""
-    watched = watch()
-    for number in range(MAX_ENTRIES + 6):
+    """Streams give their oldest entries up, which is counted, and go by themselves where nobody looks at them."""
+    watched = watch(monitored_max_mb=16)
+    asked = 60
+    for number in range(asked):
         watched.score(request_id=f"r-{number}")
-    watched.wait_for(MAX_ENTRIES)
+        watched.show(["1"], request_id=f"r-{number}")
+
+    def pushed_out():
+        return metric(watched.api.get("/metrics").text, "srp4ctr_pushed_out_total", kind="answer")
+
+    limit = time.monotonic() + 20
+    while watched.kept(watched.keys.answered) + pushed_out() < asked:
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    assert 0 < pushed_out() < asked
     (stream,) = (
         one for number in range(PARTITIONS) if watched.redis.exists(one := watched.keys.answered(number))
     )
+    assert watched.redis.memory_usage(stream) <= 16_000_000 / PARTITIONS / 2
     assert 0 < watched.redis.ttl(stream) <= 86_400
+    watched.monitor().step()
+    unmatched = metric(watched.metrics(), "srp4ctr_unmatched_impressions_total")
+    assert unmatched == pushed_out()
+
+
+def test_damaged_data_of_one_user_does_not_stop_the_monitor(watch):
+    """What cannot be read is counted and removed, and everybody else is judged."""
+    watched = watch()
+    for user_id in ("7", "8", "9"):
+        watched.score(user_id)
+        watched.show(["1", "2"], user_id)
+    watched.wait_for(3)
+    watched.redis.set(watched.keys.history("8"), b"no history")
+    (damaged,) = watched.redis.xrange(watched.keys.shown(partition("9")))
+    watched.redis.xdel(watched.keys.shown(partition("9")), damaged[0])
+    watched.redis.xadd(watched.keys.shown(partition("9")), {**damaged[1], b"items": b"[no"})
+    assert watched.monitor().step() == 3
+    assert metric(watched.metrics(), "srp4ctr_shown_items_total") == 2
+    assert metric(watched.metrics(), "srp4ctr_unreadable_impressions_total") == 2
+    assert watched.kept(watched.keys.shown) == 0
+
+
+def test_what_could_not_be_looked_up_is_judged_later(watch, redis_server):
+    """While Redis is away nothing is taken, and nothing is lost."""
+    watched = watch()
+    watched.score()
+    watched.show(["1", "2"])
+    watched.wait_for(1)
+    monitor = watched.monitor()
+    redis_server.kill()
+    with pytest.raises(StoreUnavailable):
+        monitor.step()
+    redis_server.start()
+    assert monitor.step() == 1
+    assert metric(watched.metrics(), "srp4ctr_shown_items_total") == 2
 
 
 @pytest.mark.parametrize(
@@ -269,6 +315,10 @@ def test_a_wrong_impression_is_refused_by_its_field(shared_api, change, field):
         ("", 1000 * WINDOW_S, True),
         ("", 1000 * WINDOW_S + 1, False),
         ("rating=4,5", 10, True),
+        ("rating=5.0", 10, True),
+        ("kind=a b,c", 10, True),
+        ("tags=y", 10, True),
+        ("tags=z", 10, False),
         ("rating=1", 10, False),
         ("missing=1", 10, False),
     ],
@@ -277,7 +327,10 @@ def test_an_event_is_a_click_within_the_window_and_by_the_rule(rule, after_ms, c
     """Attribution: of that item, not before it was shown, and not too long after."""
     shown = ShownItems("7", "r", 1_000_000, ["1", "2", "1"])
     answer = MonitoredAnswer("7", "r", "v", ["2", "1"], np.array([0.25, 0.75], np.float32))
-    events = [RawEvent(1_000_000 + after_ms, "e", "1", {"rating": 5}), RawEvent(1_000_001, "f", "3", {})]
+    events = [
+        RawEvent(1_000_000 + after_ms, "e", "1", {"rating": 5, "kind": "a b", "tags": ["x", "y"]}),
+        RawEvent(1_000_001, "f", "3", {}),
+    ]
     judged = judge(shown, answer, events, 1000 * WINDOW_S, Clicks(rule))
     assert judged == [("v", 0.75, clicked), ("v", 0.25, False)]
 

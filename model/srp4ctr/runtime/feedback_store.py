@@ -1,12 +1,12 @@
 """A share of the answers, and what was shown of them, in Redis: until the monitor joins both with what users did.
 
 Both lie in streams of the user's partition, so that a user who is forgotten is forgotten there, too. Entries are removed when
-they are joined, by age, and where there are too many.
+they are joined, by age, and where they take too much memory.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import redis
@@ -17,11 +17,21 @@ from srp4ctr.contract.keys import PARTITIONS, Keys, partition
 from srp4ctr.runtime.redis_client import store_errors
 from srp4ctr.runtime.state_store import within
 
-MAX_ENTRIES = 64
-"""Of a stream. All streams together may take half a gigabyte for answers of 500 candidates (docs/operations.md)."""
 KEPT_S = 86_400
 """A stream to which nothing has been added for so long goes."""
 _MILLISECONDS = 1000
+_ADD = """
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+local pushed, left = 0, redis.call('XLEN', KEYS[1])
+while left > 1 and redis.call('MEMORY', 'USAGE', KEYS[1]) > tonumber(ARGV[1]) do
+    left = left - 1
+    pushed = pushed + redis.call('XTRIM', KEYS[1], 'MAXLEN', left)
+end
+return pushed
+"""
+"""Add to a stream, the oldest entries making room; the newest stays whatever its size."""
+T = TypeVar("T")
 
 
 class MonitoredAnswer(NamedTuple):
@@ -43,23 +53,39 @@ class ShownItems(NamedTuple):
     item_ids: Sequence[str]
 
 
+class Due(NamedTuple):
+    """What is to be judged, and its answer where that is still there; None for `shown` that cannot be read."""
+
+    shown: ShownItems | None
+    answer: MonitoredAnswer | None
+    partition: int
+    shown_id: bytes
+    answer_id: bytes | None
+
+
 class AsyncFeedbackStore:
     """What the service does: it adds."""
 
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys, max_bytes: int) -> None:
+        """All streams together take no more than `max_bytes`."""
         self._client = client
         self._keys = keys
+        # Each partition has two.
+        self._stream_bytes = max_bytes // (2 * PARTITIONS)
 
-    async def add(self, entries: Iterable[MonitoredAnswer | ShownItems], limit_s: float) -> None:
-        """Add all of them in one pipeline; raises StoreUnavailable where Redis did not take them all."""
+    async def add(self, entries: Iterable[MonitoredAnswer | ShownItems], limit_s: float) -> int:
+        """Add all of them in one pipeline; gives how many older ones they pushed out.
+
+        Raises StoreUnavailable where Redis did not take them all.
+        """
         pipeline: Any = self._client.pipeline(transaction=False)
         async with pipeline:
             for entry in entries:
                 key, fields = self._entry(entry)
-                pipeline.xadd(key, fields, maxlen=MAX_ENTRIES, approximate=False)
-                pipeline.expire(key, KEPT_S)
+                pairs = [part for pair in fields.items() for part in pair]
+                pipeline.eval(_ADD, 1, key, self._stream_bytes, KEPT_S, *pairs)
             with store_errors():
-                await within(limit_s, pipeline.execute())
+                return sum(await within(limit_s, pipeline.execute()))
 
     def _entry(self, entry: MonitoredAnswer | ShownItems) -> tuple[str, dict[str, str | bytes]]:
         number = partition(entry.user_id)
@@ -75,39 +101,47 @@ class AsyncFeedbackStore:
 
 
 class FeedbackStore:
-    """What the monitor does: it takes away what is old enough to be judged."""
+    """What the monitor does: it looks for what is old enough to be judged, and takes it away."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._shown = [keys.shown(number) for number in range(PARTITIONS)]
         self._answered = [keys.answered(number) for number in range(PARTITIONS)]
 
-    def take(self, age_s: float) -> list[tuple[ShownItems, MonitoredAnswer | None]]:
-        """All that was reported as shown so long ago, by Redis's clock, each with its answer where that is still there.
+    def due(self, age_s: float, partitions: Iterable[int]) -> list[Due]:
+        """All that was reported as shown so long ago, by Redis's clock, for users of these partitions.
 
-        What is taken is removed, and nobody else is given it. Raises StoreUnavailable.
+        Raises StoreUnavailable.
         """
         with store_errors():
             seconds, microseconds = self._client.time()
             until = f"{seconds * _MILLISECONDS + microseconds // 1000 - round(age_s * _MILLISECONDS)}"
-            due = self._read(range(PARTITIONS), self._shown, until)
-            answers = self._read({number for number, _, _ in due}, self._answered, "+")
-            by_request = {
-                (fields[b"user"], fields[b"request"]): (number, entry_id, fields)
-                for number, entry_id, fields in answers
-            }
-            mine = self._remove(self._shown, [(number, entry_id) for number, entry_id, _ in due])
-            found, used = [], []
-            for (_, _, fields), taken in zip(due, mine, strict=True):
-                if not taken:
-                    continue
-                # Reported twice, it counts once.
-                answer = by_request.pop((fields[b"user"], fields[b"request"]), None)
-                if answer is not None:
-                    used.append(answer[:2])
-                found.append((_shown_items(fields), None if answer is None else _answer(answer[2])))
-            self._remove(self._answered, used)
+            shown = self._read(partitions, self._shown, until)
+            answers = self._read({number for number, _, _ in shown}, self._answered, "+")
+        by_request = {_request(fields): (entry_id, fields) for _, entry_id, fields in answers}
+        found = []
+        for number, shown_id, fields in shown:
+            # Reported twice, it counts once.
+            answer_id, answer = by_request.pop(_request(fields), (None, None))
+            found.append(
+                Due(
+                    _readable(_shown_items, fields),
+                    None if answer is None else _readable(_answer, answer),
+                    number,
+                    shown_id,
+                    answer_id,
+                )
+            )
         return found
+
+    def remove(self, due: Sequence[Due]) -> list[Due]:
+        """Remove what is to be judged, with the answers; gives those that nobody else had removed. Raises StoreUnavailable."""
+        with store_errors():
+            removed = self._remove(self._shown, [(one.partition, one.shown_id) for one in due])
+            mine = [one for one, taken in zip(due, removed, strict=True) if taken]
+            answers = [(one.partition, one.answer_id) for one in mine if one.answer_id is not None]
+            self._remove(self._answered, answers)
+        return mine
 
     def _read(
         self, numbers: Iterable[int], streams: Sequence[str], until: str
@@ -129,6 +163,18 @@ class FeedbackStore:
         for number, entry_id in entries:
             pipeline.xdel(streams[number], entry_id)
         return [bool(removed) for removed in pipeline.execute()]
+
+
+def _request(fields: dict[bytes, bytes]) -> tuple[bytes | None, bytes | None]:
+    return fields.get(b"user"), fields.get(b"request")
+
+
+def _readable(read: Callable[[dict[bytes, bytes]], T], fields: dict[bytes, bytes]) -> T | None:
+    """What the fields say; None where they are none that we wrote."""
+    try:
+        return read(fields)
+    except (KeyError, ValueError):
+        return None
 
 
 def _shown_items(fields: dict[bytes, bytes]) -> ShownItems:
