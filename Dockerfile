@@ -60,7 +60,6 @@ RUN mkdir load && chown srp4ctr:srp4ctr load
 ENV HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "srp4ctr_loadtest.load"]
-CMD ["--help"]
 
 FROM ${DEBIAN} AS gateway
 # Debian's archive has but one version of nginx a release, with what was mended in it since.

@@ -22,6 +22,9 @@ from srp4ctr_service.worker_command import settings_of, stop_signal
 
 log = structlog.get_logger()
 
+METRICS_LIMITS = ("redis_connect_timeout_ms", "redis_read_timeout_ms")
+METRICS_LIMIT_MS = 500
+
 DESCRIPTION = """\
 Encode users anew as they act, until Ctrl-C. Several workers share the work.
 
@@ -43,7 +46,10 @@ def main(argv: Sequence[str]) -> int:
     events = EventStore(client, keys, settings.retention)
     refresher = Refresher(settings, streams, events, StateStore(client, keys, settings.state_ttl_s))
     if settings.refresh_metrics_port is not None:
-        refresher.metrics.registry.register(StoreMetrics(client, streams))
+        # Of its own: whoever asks for metrics does not wait as long as the work may.
+        brief = settings.model_copy(update=dict.fromkeys(METRICS_LIMITS, METRICS_LIMIT_MS))
+        asked = connect(brief, url, retries=0)
+        refresher.metrics.registry.register(StoreMetrics(asked, ActedStreams(asked, keys, consumer)))
         start_http_server(settings.refresh_metrics_port, registry=refresher.metrics.registry)
     stop = stop_signal()
     log.info("refreshing", redis=shown(url), consumer=consumer, var_dir=str(settings.var_dir))

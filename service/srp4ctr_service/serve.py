@@ -4,16 +4,17 @@ import argparse
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 
 import structlog
 import uvicorn
 from pydantic import BaseModel
 
-from srp4ctr.contract.errors import ConfigError
+from srp4ctr.contract.errors import ConfigError, StoreUnavailable
 from srp4ctr.runtime.cpus import usable_cpus
 from srp4ctr.runtime.local_redis import LocalRedis
-from srp4ctr.runtime.redis_client import shown
+from srp4ctr.runtime.redis_client import connect, shown, store_errors
 from srp4ctr.runtime.redis_supervisor import Supervisor
 from srp4ctr.runtime.settings import ENV_PREFIX, read_settings
 from srp4ctr_service import logs
@@ -24,11 +25,13 @@ from srp4ctr_service.workers import run_workers
 
 log = structlog.get_logger()
 
+WAIT_S = 0.5
+
 DESCRIPTION = """\
 Answer POST /score until Ctrl-C.
 
 Reads the active version and user states from Redis, and that version's bundle below var/bundles; follows when another
-version is activated. Writes JSON log lines to standard output. Without SRP4CTR_REDIS_URL it starts a redis-server of
+version is activated. Until Redis answers, it does not listen. Writes JSON log lines to standard output. Without SRP4CTR_REDIS_URL it starts a redis-server of
 its own, with its data under var/redis, and restarts it when it dies.
 """
 
@@ -56,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
         host, port = listener.getsockname()[:2]
         workers = settings.workers or usable_cpus()
         where = f"http://{host}:{port}"
+        _wait_for(settings, url)
         log.info("serving", address=where, workers=workers, redis=shown(url), var_dir=str(settings.var_dir))
         with _signals_end_only_the_server():
             if workers > 1:
@@ -64,6 +68,23 @@ def main(argv: Sequence[str]) -> int:
                 return 0 if run_workers(settings, url, listener, workers) else 1
             uvicorn.Server(server_config(create_app(settings, url), settings)).run(sockets=[listener])
     return 0
+
+
+def _wait_for(settings: Settings, url: str) -> None:
+    """Return when Redis answers: a service without a model would take connections, and could refuse only."""
+    told = False
+    with connect(settings, url, retries=0) as client:
+        while True:
+            try:
+                with store_errors():
+                    client.ping()
+            except StoreUnavailable as error:
+                if not told:
+                    log.warning("waiting_for_redis", redis=shown(url), reason=str(error))
+                told = True
+                time.sleep(WAIT_S)
+            else:
+                return
 
 
 def settings_help(settings: type[BaseModel] = Settings) -> str:

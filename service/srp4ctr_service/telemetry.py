@@ -15,6 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from srp4ctr.contract.http_types import Degradation, StateStatus, Tier
 from srp4ctr.runtime.event_store import Outcome
 from srp4ctr_service.background import every
+from srp4ctr_service.process_metrics import WorkersCollector
 
 SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which workers count together. prometheus_client reads it when it is imported."""
@@ -45,7 +46,6 @@ class Telemetry:
         folder = os.environ.get(SHARED_VARIABLE)
         self._shared = None if folder is None else Path(folder)
         if self._shared is None:
-            # Of one process, which says nothing where there are more.
             ProcessCollector(registry=registry)
         seconds = Histogram(
             "srp4ctr_score_seconds",
@@ -244,6 +244,7 @@ class Telemetry:
             mark_process_dead(pid, str(self._shared))  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
+        registry.register(WorkersCollector(os.getppid()))
         return generate_latest(registry)
 
 

@@ -129,9 +129,13 @@ def test_every_alert_has_a_runbook():
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_alerts_fire_when_they_should():
+def test_alerts_fire_when_they_should(tmp_path):
     """Prometheus's own tool: nothing fires where all is well, and each alert where it is not."""
-    folder = ROOT / "deploy/prometheus"
+    folder = shutil.copytree(ROOT / "deploy/prometheus", tmp_path / "prometheus")
+    # The secret is there in the container alone.
+    secret, config = tmp_path / "key", folder / "prometheus.yml"
+    secret.touch()
+    config.write_text(config.read_text().replace("/run/secrets/prometheus_key", str(secret)))
     for command in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]):
         done = subprocess.run(["promtool", *command], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -18,6 +18,7 @@ import pytest
 from srp4ctr.client import Client
 from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.local_redis import LocalRedis
+from srp4ctr.runtime.serving import free_port
 from srp4ctr.runtime.settings import StoreSettings
 from srp4ctr_service.serve import main
 from srp4ctr_service.settings import Settings
@@ -134,6 +135,40 @@ def test_killed_local_redis_comes_back(environment, first, wait_until):
     assert "secret" not in _log(environment).read_text()
 
 
+def test_a_service_without_redis_takes_no_connections(environment, redis_server, first, wait_until):
+    """It says what it waits for, ends at once when told to, and listens when Redis is there: a balancer asks others until then."""
+    environment = environment | {"SRP4CTR_REDIS_URL": redis_server.url, "SRP4CTR_PORT": str(free_port())}
+    activate(environment, first)
+    redis_server.kill()
+    command = [sys.executable, "-m", "srp4ctr.cli", "serve"]
+
+    def waits():
+        return any(line["event"] == "waiting_for_redis" for line in lines(environment))
+
+    def connects():
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", int(environment["SRP4CTR_PORT"]))) == 0
+
+    for told_to_stop in (True, False):
+        with (
+            _log(environment).open("wb") as log,
+            subprocess.Popen(command, env=environment, stdout=log) as process,
+        ):
+            try:
+                wait_until(waits)
+                assert not connects()
+                if told_to_stop:
+                    process.terminate()
+                    process.wait(LIMIT_S)
+                else:
+                    redis_server.start()
+                    wait_until(connects)
+                    address = f"http://127.0.0.1:{environment['SRP4CTR_PORT']}"
+                    assert httpx.post(f"{address}/score", json=GOOD).status_code == 200
+            finally:
+                process.kill()
+
+
 def test_interrupt_ends_in_order(environment):
     """Ctrl-C stops the service and its Redis, with exit code 0."""
     with served(environment) as (process, client):
@@ -187,11 +222,16 @@ def test_workers_share_the_port_and_the_metrics(environment, first, wait_until):
                 break
         assert len(answering) == 2
         wait_until(lambda: {counted(client, requests) for _ in range(10)} == {sent})
+        assert counted(client, "process_cpu_seconds_total") > 1
+        assert 1e8 < counted(client, "process_resident_memory_bytes") < 1e9
+        assert abs(time.time() - counted(client, "process_start_time_seconds")) < 2 * LIMIT_S
+        cpu_s = counted(client, "process_cpu_seconds_total")
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: len(pids(process) - before) == 1)
         wait_until(lambda: ready(client) and counted(client, serving) == 2)
         assert counted(client, requests) == sent
+        assert counted(client, "process_cpu_seconds_total") > cpu_s
         process.send_signal(signal.SIGTERM)
         process.wait(LIMIT_S)
     assert process.returncode == 0
