@@ -40,6 +40,9 @@ COMMANDS = {
     "forget": Command("srp4ctr_offline.forget", "offline", "remove all that Redis has of a user"),
     "serve": Command("srp4ctr_service.serve", "service", "answer POST /score"),
     "refresh": Command("srp4ctr_service.refresh", "service", "encode users anew as they act"),
+    "dead-letters": Command(
+        "srp4ctr_service.dead_letters", "service", "users whom no worker could refresh; try them again"
+    ),
     "monitor": Command("srp4ctr_service.monitor", "service", "measure the model on what users click"),
     "replay": Command(
         "srp4ctr_offline.replay", "offline", "recorded requests: served scores beside ONNX and torch"

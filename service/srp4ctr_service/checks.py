@@ -130,7 +130,7 @@ def _events(streams: ActedStreams) -> list[Finding]:
     detail = (
         f"{waiting:,} users wait to be refreshed, {number:,} dead letters, the last of {since}: {reasons}"
     )
-    remedy = f"mend what the reasons name, then: redis-cli DEL {streams.dead_letters_key}"
+    remedy = "mend what the reasons name, then: srp4ctr dead-letters --requeue"
     return [Finding("events", detail, remedy, ok=False, needed=False)]
 
 

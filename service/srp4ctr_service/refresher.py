@@ -23,6 +23,10 @@ ENTRIES_OF_A_STREAM = 64
 ENTRIES_AT_ONCE = 256
 """That are encoded, written and finished before the next."""
 MAX_ATTEMPTS = 5
+SUSPECT_AFTER = 2
+"""Workers that have been given an entry and not finished it: what was encoded with it may be why, or it itself."""
+MAX_ENDED = 2
+"""Workers that may have ended while they encoded an entry alone."""
 Wanted = tuple[str, str | None]
 """A version, and the revision of its item table."""
 RETRY_S = 1.0
@@ -138,9 +142,12 @@ class Refresher:
         self._idle = encoders is None
         if encoders is None:
             return 0
+        suspects = [entry for entry in entries if entry.attempts > SUSPECT_AFTER]
+        others = [entry for entry in entries if entry.attempts <= SUSPECT_AFTER]
         # Some at a time, so that of a backlog the first are fresh soon, and are not taken over for being late.
-        some = (entries[at : at + ENTRIES_AT_ONCE] for at in range(0, len(entries), ENTRIES_AT_ONCE))
-        return sum(self._refresh(one, encoders) for one in some)
+        some = (others[at : at + ENTRIES_AT_ONCE] for at in range(0, len(others), ENTRIES_AT_ONCE))
+        finished = sum(self._refresh(one, encoders) for one in some)
+        return finished + sum(self._alone(entry, encoders) for entry in suspects)
 
     def _read(self, block_ms: int) -> list[Entry]:
         entries = self._streams.read(ENTRIES_OF_A_STREAM, block_ms)
@@ -188,6 +195,22 @@ class Refresher:
         self._finish(entries)
         return len(entries)
 
+    def _alone(self, entry: Entry, encoders: Sequence[HistoryEncoder]) -> bool:
+        """Finish an entry that workers may have died of; give it up where that has happened again."""
+        begun = self._streams.begin_alone(entry)
+        if begun > MAX_ENDED:
+            self._give_up(entry, f"{begun - 1} refresh workers ended while they encoded this user")
+            finished = False
+        else:
+            finished = self._try(entry, encoders)
+        self._streams.end_alone(entry)
+        return finished
+
+    def _give_up(self, entry: Entry, reason: str) -> None:
+        log.error("entry_given_up", attempts=entry.attempts, reason=reason)
+        self._streams.give_up([entry], reason)
+        self.metrics.given_up.inc()
+
     def _try(self, entry: Entry, encoders: Sequence[HistoryEncoder]) -> bool:
         """Finish one entry, or give it up where it has failed too often, or always will."""
         try:
@@ -196,9 +219,8 @@ class Refresher:
             raise
         except Exception as error:
             if isinstance(error, StoreError) or entry.attempts >= MAX_ATTEMPTS:
-                log.exception("entry_given_up", attempts=entry.attempts)
-                self._streams.give_up([entry], f"{type(error).__name__}: {error}")
-                self.metrics.given_up.inc()
+                log.warning("entry_failed", exc_info=True)
+                self._give_up(entry, f"{type(error).__name__}: {error}")
             return False
         self._finish([entry])
         return True

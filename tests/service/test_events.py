@@ -29,7 +29,8 @@ from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_offline.catch_up import catch_up
 from srp4ctr_offline.histories import RawHistories
 from srp4ctr_offline.publish import Seeding, publish
-from srp4ctr_service.refresher import Refresher
+from srp4ctr_service.dead_letters import main as dead_letters_main
+from srp4ctr_service.refresher import SUSPECT_AFTER, Refresher
 from srp4ctr_service.settings import RefreshSettings
 
 # Two encodings of a user in different company, after float16.
@@ -300,6 +301,35 @@ def test_what_cannot_be_processed_is_put_aside(world):
     assert letters[0].user_id == bad
     assert "cannot be read" in letters[0].reason
     assert ActedStreams(world.redis, world.keys, "any").waiting() == 0
+
+
+def test_what_workers_die_of_is_put_aside_and_may_be_tried_again(world, monkeypatch, capsys):
+    """A user whom no worker survives is given up before it is encoded again; who was with that user is refreshed."""
+    deadly, innocent = world.run.user_ids[3:5]
+    world.send(world.act(deadly), world.act(innocent))
+    streams = [ActedStreams(world.redis, world.keys, f"killed-{number}") for number in range(4)]
+    streams[0].prepare()
+    assert len(streams[0].read(10, None)) == 2
+    assert len(streams[1].claim(0, 10)) == 2
+    # From here on each is encoded alone; these two die of the one.
+    for worker in streams[2:]:
+        entries = {entry.user_id: entry for entry in worker.claim(0, 10)}
+        assert min(entry.attempts for entry in entries.values()) > SUSPECT_AFTER
+        worker.begin_alone(entries[deadly])
+    time.sleep(0.01)
+    assert world.worker().step(0) == 1
+    assert world.behind(innocent) == ("fresh", 0)
+    assert world.behind(deadly)[1] == 1
+    number, letters = streams[0].dead_letters(10)
+    assert (number, letters[0].user_id) == (1, deadly)
+    assert "2 refresh workers ended" in letters[0].reason
+    monkeypatch.setenv("SRP4CTR_REDIS_URL", world.settings.redis_url)
+    monkeypatch.setenv("SRP4CTR_NAMESPACE", world.settings.namespace)
+    assert dead_letters_main(["--requeue"]) == 0
+    assert "1 users are to be refreshed again" in capsys.readouterr().out
+    assert streams[0].dead_letters(1)[0] == 0
+    assert world.worker().step(100) == 1
+    assert world.behind(deadly) == ("fresh", 0)
 
 
 def test_a_newer_state_is_not_overwritten(world):

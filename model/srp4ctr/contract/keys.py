@@ -59,6 +59,10 @@ class Keys:
         """Stream: entries of the partitions' streams that could not be processed, and why."""
         return f"{self.namespace}:dead-letters"
 
+    def suspects(self) -> str:
+        """Hash: by entry, how many workers have begun it alone and not ended; they may have died of it."""
+        return f"{self.namespace}:suspects"
+
     def versions(self) -> str:
         """Set: all versions of which there may be states."""
         return f"{self.namespace}:versions"

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import redis
 
 from srp4ctr.contract.errors import StoreUnavailable
-from srp4ctr.contract.keys import PARTITIONS, Keys
+from srp4ctr.contract.keys import PARTITIONS, Keys, partition
 from srp4ctr.runtime.event_scripts import REMOVE_ENDED
 from srp4ctr.runtime.redis_client import store_errors
 
 GROUP = "refresh"
 MAX_DEAD_LETTERS = 10_000
+AT_ONCE = 1000
+SUSPECTS_KEPT_S = 86_400
 
 
 class Entry(NamedTuple):
@@ -45,11 +47,6 @@ class ActedStreams:
         self._consumer = consumer
         self._streams = [keys.stream(number) for number in range(PARTITIONS)]
         self._remove_ended = client.register_script(REMOVE_ENDED)
-
-    @property
-    def dead_letters_key(self) -> str:
-        """Where the entries are that were given up."""
-        return self._keys.dead_letters()
 
     def prepare(self) -> None:
         """Make the group where a stream has none; what is there already is to be read, too."""
@@ -130,6 +127,19 @@ class ActedStreams:
         with store_errors():
             pipeline.execute()
 
+    def begin_alone(self, entry: Entry) -> int:
+        """Note that this worker is about to encode this entry and no other; gives how many have begun it so and not ended."""
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.hincrby(self._keys.suspects(), _name(entry), 1)
+        pipeline.expire(self._keys.suspects(), SUSPECTS_KEPT_S)
+        with store_errors():
+            return int(pipeline.execute()[0])
+
+    def end_alone(self, entry: Entry) -> None:
+        """Note that the entry has not ended this worker."""
+        with store_errors():
+            self._client.hdel(self._keys.suspects(), _name(entry))
+
     def give_up(self, entries: Sequence[Entry], reason: str) -> None:
         """Move the entries to the dead letters."""
         # First there and then gone from here: an entry may stand there twice, but none is lost.
@@ -159,6 +169,34 @@ class ActedStreams:
             for entry_id, fields in found
         ]
         return number, letters
+
+    def requeue(self) -> int:
+        """Put the users of all dead letters into their streams again; gives how many there were."""
+        users: set[str] = set()
+        while True:
+            with store_errors():
+                found: Any = self._client.xrange(self._keys.dead_letters(), count=AT_ONCE)
+                if not found:
+                    return len(users)
+                pipeline = self._client.pipeline(transaction=False)
+                # First there and then gone from here: a user may be refreshed twice.
+                for _, fields in found:
+                    user_id = _user(fields)
+                    # An entry that named no user will never name one.
+                    if user_id and user_id not in users:
+                        pipeline.xadd(self._keys.stream(partition(user_id)), {"user": user_id})
+                        users.add(user_id)
+                pipeline.execute()
+                self._client.xdel(self._keys.dead_letters(), *(entry_id for entry_id, _ in found))
+
+    def remove_dead_letters(self) -> int:
+        """Forget all dead letters; gives how many there were."""
+        with store_errors():
+            return int(self._client.xtrim(self._keys.dead_letters(), maxlen=0, approximate=False))
+
+
+def _name(entry: Entry) -> bytes:
+    return entry.stream + b"/" + entry.entry_id
 
 
 def _user(fields: dict[bytes, bytes]) -> str:
