@@ -48,7 +48,7 @@ format: $(INSTALLED) ## put the code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: demo-once ## CPU a request of the demo's model, against the bare ONNX Runtime run
+bench: demo-once ## what serving the demo's model costs, each number beside its aim; five minutes
 	@$(BIN)/python -m srp4ctr_loadtest.bench
 
 bench-freshness: demo-once ## event to fresh score, publishing, bytes a user, rollback, AUC by delay; ten minutes

@@ -14,7 +14,6 @@ import pytest
 from srp4ctr.contract.errors import ConfigError, ServiceNotReady, Srp4ctrError
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.redis_client import connect
-from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_loadtest.peers import report
 from srp4ctr_loadtest.peers.aims import ratios
 from srp4ctr_loadtest.peers.asking import TOLERANCE, ask, check_equal
@@ -28,26 +27,10 @@ from srp4ctr_loadtest.peers.results import Results, Row
 from srp4ctr_loadtest.peers.run import common_rates, compare
 from srp4ctr_loadtest.peers.workload import Workload
 from srp4ctr_loadtest.profile import record
-from srp4ctr_offline.publish import publish
 
 CANDIDATES = (5, 20)
 KEYS = {"server", "candidates", "cpu_ms", "rps", "p50_ms", "p99_ms", "p999_ms", "rate_rps"}
 QUESTION = Question("ü", ["a", "bc"])
-
-
-@pytest.fixture(scope="module")
-def workload(tiny, shared_redis_server):
-    """The small run published and active, as `Workload.active` finds it."""
-    namespace = "peers"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SRP4CTR_VAR_DIR", str(tiny.bundles.parent))
-        patch.setenv("SRP4CTR_REDIS_URL", shared_redis_server.url)
-        patch.setenv("SRP4CTR_NAMESPACE", namespace)
-        with shared_redis_server.client() as client:
-            store = StateStore(client, Keys(namespace))
-            publish(tiny.bundle, tiny.prepared, store)
-            store.activate(tiny.bundle.manifest.version, tiny.bundle.manifest.fingerprint)
-        yield Workload.active()
 
 
 @pytest.fixture(scope="module")

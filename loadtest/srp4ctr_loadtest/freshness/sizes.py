@@ -53,12 +53,12 @@ def measure(workplace: Workplace, subject: Subject) -> Sizes:
         users=len(users),
         published=Size(
             _mean([len(one) for one in there]),
-            _memory_usage(client, [keys.state(manifest.version, user) for user in users]),
+            memory_usage(client, [keys.state(manifest.version, user) for user in users]),
         ),
         states={dtype: _states(workplace, manifest, dtype, users, states) for dtype in DTYPES},
         histories=Size(
             _mean([sum(map(len, events)) for events in histories if events]),
-            _memory_usage(client, [keys.history(user) for user in with_events]),
+            memory_usage(client, [keys.history(user) for user in with_events]),
         ),
         mean_events=_mean([len(events) for events in histories]),
     )
@@ -72,26 +72,30 @@ def _states(
     states: Sequence[UserState],
 ) -> Size:
     """The same states with their real numbers in that type, in a database where nothing else is."""
-    arrays = tuple(
-        one if one.holds_codes else one.model_copy(update={"dtype": dtype}) for one in manifest.state.arrays
-    )
-    layout = StateLayout(kind=manifest.state.kind, arrays=arrays)
+    layout, encoded = retyped(manifest, dtype, states)
     keys = workplace.keys
     with connect(workplace.settings, f"{workplace.url}?db=1") as client:
         try:
-            packed = [
-                # None of its events are counted there.
-                (user, encode_state(replace(one, sequence=0), layout, manifest.fingerprint_bytes))
-                for user, one in zip(users, states, strict=True)
-            ]
+            packed = list(zip(users, encoded, strict=True))
             assert StateStore(client, keys).put_many(manifest.version, packed) == len(users)
-            used = _memory_usage(client, [keys.state(manifest.version, user) for user in users])
+            used = memory_usage(client, [keys.state(manifest.version, user) for user in users])
         finally:
             client.flushdb()
     return Size(_mean([HEADER_BYTES + layout.payload_bytes(one.length) for one in states]), used)
 
 
-def _memory_usage(client: redis.Redis, keys: Sequence[str]) -> float:
+def retyped(manifest: Manifest, dtype: DType, states: Sequence[UserState]) -> tuple[StateLayout, list[bytes]]:
+    """The states' bytes with their real numbers in that type, and that layout; none of their events are counted."""
+    arrays = tuple(
+        one if one.holds_codes else one.model_copy(update={"dtype": dtype}) for one in manifest.state.arrays
+    )
+    layout = StateLayout(kind=manifest.state.kind, arrays=arrays)
+    fingerprint = manifest.fingerprint_bytes
+    return layout, [encode_state(replace(one, sequence=0), layout, fingerprint) for one in states]
+
+
+def memory_usage(client: redis.Redis, keys: Sequence[str]) -> float:
+    """Bytes that Redis takes for a key, the mean."""
     pipeline = client.pipeline(transaction=False)
     for key in keys:
         # All elements of a list, not some of them.

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol as Interface
 
-import httpx
 import psutil
 
 from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr_loadtest.cores import on_core
+from srp4ctr_loadtest.metrics import scraped
 from srp4ctr_loadtest.peers.aims import OURS, OURS_NEAR
 from srp4ctr_loadtest.peers.asking import answers
 from srp4ctr_loadtest.peers.catalogue import SERVERS, Peer
@@ -70,12 +70,10 @@ def own_services(workload: Workload) -> list[Contestant]:
 
 def check_in_full(url: str) -> None:
     """Raise WrongAnswer where our service's metrics tell of any answer but the model's, from the user's state."""
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    counted = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     cheaper = {
         name: value
-        for name, value in counted.items()
-        if name.startswith(("srp4ctr_degraded_total", 'srp4ctr_answers_total{tier="prior"')) and float(value)
+        for name, value in scraped(url).items()
+        if name.startswith(("srp4ctr_degraded_total", 'srp4ctr_answers_total{tier="prior"')) and value
     }
     if cheaper:
         raise WrongAnswer(f"cheaper than asked: {cheaper}")

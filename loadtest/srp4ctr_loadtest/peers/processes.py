@@ -14,6 +14,7 @@ import psutil
 
 from srp4ctr.contract.errors import ServiceNotReady
 from srp4ctr_loadtest.cores import on_core
+from srp4ctr_loadtest.cpu_clock import cpu_seconds
 
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 20.0
@@ -34,11 +35,12 @@ class Tree:
             raise ServiceNotReady("the server's process has ended") from error
 
     def cpu_seconds(self) -> float:
-        """CPU that all have used since they began, with what their finished children had."""
+        """CPU that all have used since they began, to the nanosecond; what their finished children had, to a tick."""
         used = 0.0
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
-                used += sum(process.cpu_times()[:4])
+                children = process.cpu_times()
+                used += cpu_seconds(process.pid) + children.children_user + children.children_system
         return used
 
     def check_core(self, core: int) -> None:

@@ -8,6 +8,10 @@ from srp4ctr_loadtest.peers.aims import ratios
 from srp4ctr_loadtest.peers.plots import plot_cpu, plot_latencies, plot_rates
 from srp4ctr_loadtest.peers.results import Results, Row
 
+RESULTS = "serving.json"
+ABOUT = "serving/about.json"
+"""What the rows of `RESULTS` were measured on, and when."""
+
 INTRODUCTION = """\
 # Serving, beside what one would pick instead
 
@@ -31,10 +35,11 @@ nor Redis is in its figures.
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write `serving.json`, `serving.md` and the pictures of `serving/` into the folder."""
+    """Write `serving.json`, `serving.md`, what it ran on and the pictures of `serving/` into the folder."""
     pictures = folder / "serving"
     pictures.mkdir(parents=True, exist_ok=True)
-    (folder / "serving.json").write_text(_json(results) + "\n")
+    (folder / RESULTS).write_text(_json(results) + "\n")
+    (folder / ABOUT).write_text(json.dumps(dict(results.about), indent=1) + "\n")
     plot_cpu(results, pictures / "cpu.png")
     plot_rates(results, pictures / "rates.png")
     plot_latencies(results, pictures / "latencies.png")
