@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help install demo demo-once test check format bench bench-freshness bench-peers loadtest chaos study constraints documents clean
+.PHONY: help install demo demo-once test check format bench bench-variants bench-freshness bench-peers loadtest chaos study constraints documents clean
 
 help: ## what can be made
 	@echo "srp4ctr: make TARGET"
@@ -51,6 +51,13 @@ format: $(INSTALLED) ## put the code into its format
 bench: demo-once ## what serving the demo's model costs, each number beside its aim; five minutes
 	@$(BIN)/python -m srp4ctr_loadtest.bench
 
+bench-variants: demo-once ## the scorer's graph in other ways (unfolded, int8, padded, ...): CPU and AUC of each; a quarter of an hour
+	@mkdir -p var
+	@sed 's/^name = .*/name = "movielens-100k-sequence"/; s/^state = .*/state = "sequence"/; s/^epochs = 40/epochs = 4/' \
+		configs/movielens-100k.toml > var/sequence.toml
+	@for job in prepare pretrain finetune export; do $(BIN)/srp4ctr $$job var/sequence.toml; done
+	@$(BIN)/python -m srp4ctr_offline.study.variants configs/movielens-100k.toml var/sequence.toml --out docs/benchmarks
+
 bench-freshness: demo-once ## event to fresh score, publishing, bytes a user, rollback, AUC by delay; ten minutes
 	@$(BIN)/python -m srp4ctr_offline.study.delays configs/movielens-100k.toml
 	@$(BIN)/python -m srp4ctr_loadtest.freshness --delays var/runs/movielens-100k/delays/metrics.json \
@@ -58,6 +65,7 @@ bench-freshness: demo-once ## event to fresh score, publishing, bytes a user, ro
 
 bench-peers: demo-once ## our service beside FastAPI, Triton, MLServer, BentoML, Ray Serve and LitServe; 2 GB, about an hour
 	@$(BIN)/python -m srp4ctr_loadtest.peers install || true
+	@$(BIN)/python -m srp4ctr_offline.study.plain_graph configs/movielens-100k.toml
 	@$(BIN)/python -m srp4ctr_loadtest.peers run
 
 loadtest: demo-once ## requests a second at a p99 budget, by locust and at constant rates, every answer checked; three minutes

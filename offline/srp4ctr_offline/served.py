@@ -1,9 +1,15 @@
 """Predictions of labelled rows as a service gives them: by a bundle's own graphs and item table, from stored states."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from srp4ctr.contract.id_index import Rows
+from srp4ctr.contract.state import UserState
+from srp4ctr.contract.vocabulary import Codes
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.history_encoder import BATCH
 from srp4ctr.runtime.sessions import OnnxScorer
@@ -14,15 +20,24 @@ CANDIDATES = 2000
 """At most so many at a time, as in a request."""
 
 
-def predict_served(
-    bundle: Bundle, prepared: Prepared, rows: Ints, threads: int = 1, *, progress: bool = False
-) -> NDArray[np.float64]:
-    """Click probabilities [R] of rows [R], each under its own history, contexts at their reference.
+class Question(NamedTuple):
+    """Rows that share a history, at these `places` among those asked for: its state, their items' rows and contexts."""
 
-    Rows that share a history share its state. An item is what the bundle's item table has under its id, and an unknown one
-    where it has none. Raises DataError where the prepared data are not in the bundle's codes.
+    places: Ints
+    state: UserState
+    item_rows: Rows
+    contexts: Codes
+
+
+def questions(
+    bundle: Bundle, prepared: Prepared, rows: Ints, threads: int = 1, *, progress: bool = False
+) -> Iterator[Question]:
+    """Rows [R] as questions to a scorer, each under its own history as it is stored, contexts at their reference.
+
+    An item is what the bundle's item table has under its id, and an unknown one where it has none. Raises DataError where
+    the prepared data are not in the bundle's codes.
     """
-    encoder, score = UserEncoder(bundle, prepared, threads), OnnxScorer(bundle)
+    encoder = UserEncoder(bundle, prepared, threads)
     manifest, table = bundle.manifest, prepared.rows
     users, cuts = table.user[rows].astype(np.int64), table.cut[rows]
     contexts = np.ascontiguousarray(prepared.transforms.at_reference(table.contexts[rows]), np.int32)
@@ -37,7 +52,6 @@ def predict_served(
     )
     members = np.split(np.argsort(history, kind="stable"), np.cumsum(sizes)[:-1])
     by_length = np.argsort(prepared.lengths(cuts[first]), kind="stable")
-    probability = np.empty(len(rows))
     steps = range(0, len(by_length), BATCH)
     for at in tqdm(steps, desc=bundle.manifest.version, unit=f" x {BATCH} histories", disable=not progress):
         some = by_length[at : at + BATCH]
@@ -46,5 +60,15 @@ def predict_served(
             state = manifest.decode_state(manifest.encode_state(encoded.state))
             own = members[place]
             for part in np.split(own, range(CANDIDATES, len(own), CANDIDATES)):
-                probability[part] = score(state, bundle.items.vectors[item_rows[part]], contexts[part])
+                yield Question(part, state, item_rows[part], contexts[part])
+
+
+def predict_served(
+    bundle: Bundle, prepared: Prepared, rows: Ints, threads: int = 1, *, progress: bool = False
+) -> NDArray[np.float64]:
+    """Click probabilities [R] of rows [R], as `questions` has them, by the bundle's scorer."""
+    score, vectors = OnnxScorer(bundle), bundle.items.vectors
+    probability = np.empty(len(rows))
+    for one in questions(bundle, prepared, rows, threads, progress=progress):
+        probability[one.places] = score(one.state, vectors[one.item_rows], one.contexts)
     return probability

@@ -88,16 +88,40 @@ class ScorerGraph(nn.Module):
         """Probabilities [C] of the graph's inputs, in the order of `spec`."""
         given = dict(zip((one.name for one in self.spec.inputs), tensors, strict=True))
         vectors_CV = given["item_vectors"]
-        state: State = {"user_codes": torch.zeros(0, dtype=torch.int32)} | {
-            a.name: given[a.name] for a in self.model.state_layout.arrays
-        }
-        if "recent_ids" in state and "recent_behaviours" not in state:
-            state["recent_behaviours"] = state["recent_ids"][..., None][..., :0]
+        state = _state(self.model, given, torch.zeros(0, dtype=torch.int32))
         logit_C = self.scorer(state, vectors_CV, given.get("context_codes"))
         return (self.model.calibrate(logit_C),)
 
 
-Graph = EncoderGraph | ItemGraph | ScorerGraph
+class PlainScorerGraph(nn.Module):
+    """`Srp4Ctr.score`, calibrated, as one exports it who folds nothing: the item's codes and the user's state once a candidate.
+
+    No bundle has it: it is what the folded graphs are compared with.
+    """
+
+    def __init__(self, model: Srp4Ctr) -> None:
+        super().__init__()
+        self.model = model
+        fields = model.fields
+        inputs = [
+            *_state_tensors(model),
+            _codes("item_codes", ("B", "C"), Fields.width(fields.item)),
+            _codes("context_codes", ("B",), Fields.width(fields.context)),
+        ]
+        probability = TensorSpec(name="probability", dtype="float32", shape=("B", "C"))
+        self.spec = GraphSpec(inputs=tuple(i for i in inputs if i.shape[-1]), outputs=(probability,))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Probabilities [B, C] of the graph's inputs, in the order of `spec`."""
+        given = dict(zip((one.name for one in self.spec.inputs), tensors, strict=True))
+        items_BCW = given["item_codes"]
+        none_B0 = items_BCW[:, 0, :0]
+        context_B1W = given.get("context_codes", none_B0)[:, None]
+        state = _state(self.model, given, none_B0)
+        return (self.model.calibrate(self.model.score(state, items_BCW, context_B1W)),)
+
+
+Graph = EncoderGraph | ItemGraph | ScorerGraph | PlainScorerGraph
 
 
 def export_graph(graph: Graph, path: Path) -> None:
@@ -149,6 +173,14 @@ def _let_vary(path: Path, graph: Graph) -> None:
     # What the exporter noted of the shapes between holds for K = 1 alone.
     del content.graph.value_info[:]
     onnx.save(content, path)
+
+
+def _state(model: Srp4Ctr, given: dict[str, Tensor], no_codes: Tensor) -> State:
+    """The state's arrays among a graph's inputs; a group of codes that is empty, and so no input, stands in as such."""
+    state: State = {"user_codes": no_codes} | {a.name: given[a.name] for a in model.state_layout.arrays}
+    if "recent_ids" in state and "recent_behaviours" not in state:
+        state["recent_behaviours"] = state["recent_ids"][..., None][..., :0]
+    return state
 
 
 def _state_tensors(model: Srp4Ctr) -> list[TensorSpec]:

@@ -14,8 +14,8 @@ from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.items import Vectors
 
 
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A CPU session with exactly `threads` threads, which sleep when there is nothing to do."""
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Those of all our sessions: exactly `threads` threads, which sleep when there is nothing to do."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -25,6 +25,14 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     # from the arena all the same, at the same speed, and memory stays what the largest request took.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
+    return options
+
+
+def open_session(
+    path: Path, threads: int, options: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
+    """A CPU session of a graph, by other options where they are given."""
+    options = options or session_options(threads)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

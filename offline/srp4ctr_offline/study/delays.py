@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     config, folder = resolve(arguments)
     prepared = Prepared.load(folder / "prepared")
-    bundle = find_bundle(arguments.version or _exported(folder), read_settings(StoreSettings).bundles_dir)
+    bundle = find_bundle(arguments.version or exported(folder), read_settings(StoreSettings).bundles_dir)
     found = delays(bundle, config, prepared, arguments.threads, arguments.max_rows)
     write_json(folder / "delays" / "metrics.json", found.as_dict())
     print(found.table())
@@ -206,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _exported(folder: Path) -> str:
+def exported(folder: Path) -> str:
+    """The version that a run exported last; raises DataError where it has not."""
     path = folder / "export" / "metrics.json"
     try:
         version: str = json.loads(path.read_bytes())["version"]
