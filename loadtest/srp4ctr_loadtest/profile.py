@@ -1,7 +1,8 @@
 """`python -m srp4ctr_loadtest.profile`: flame graphs of the service, and of a plain FastAPI service of the same model, under load.
 
 Both answer the same questions, one after the other, in a closed loop; py-spy (`pip install py-spy`, or the extra `loadtest`) looks
-at their Python stacks 500 times a second meanwhile. Needs an active version (make demo-once). Writes one SVG each.
+at their Python stacks 500 times a second meanwhile. The plain service, which stands for "before", is the peer of that name: FastAPI as its
+tutorial has it, with our bundle's graph; it is no earlier version of ours. Needs an active version (make demo-once). Writes one SVG each.
 """
 
 import argparse

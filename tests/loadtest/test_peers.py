@@ -13,6 +13,7 @@ import pytest
 
 from srp4ctr.contract.errors import ConfigError, ServiceNotReady, Srp4ctrError
 from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.plain_scorer import plain_path
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr_loadtest.peers import report
 from srp4ctr_loadtest.peers.aims import ratios
@@ -23,10 +24,12 @@ from srp4ctr_loadtest.peers.install import REQUIREMENTS, python_of, version_of
 from srp4ctr_loadtest.peers.measure import Exam, Plan, at_own_rate
 from srp4ctr_loadtest.peers.processes import running
 from srp4ctr_loadtest.peers.protocols import PLAIN, V2_BINARY, V2_JSON, Question, WrongAnswer
+from srp4ctr_loadtest.peers.report import ABOUT
 from srp4ctr_loadtest.peers.results import Results, Row
 from srp4ctr_loadtest.peers.run import common_rates, compare
 from srp4ctr_loadtest.peers.workload import Workload
 from srp4ctr_loadtest.profile import record
+from srp4ctr_offline.study.plain_graph import write_plain
 
 CANDIDATES = (5, 20)
 KEYS = {"server", "candidates", "cpu_ms", "rps", "p50_ms", "p99_ms", "p999_ms", "rate_rps"}
@@ -41,15 +44,17 @@ def plan():
 
 
 @pytest.fixture(scope="module")
-def results(workload, plan, tmp_path_factory):
-    """A comparison with naive FastAPI, the whole graph at each request, and with a peer that is not installed."""
+def results(tiny, workload, plan, tmp_path_factory):
+    """A comparison with naive FastAPI, which runs the plain graph, and with a peer that is not installed."""
+    path = plain_path(workload.settings.var_dir, tiny.bundle.manifest)
+    write_plain(tiny.config, tiny.run, path)
     folder = tmp_path_factory.mktemp("peers")
-    return compare(workload, chosen(["fastapi-whole", "litserve"]), folder, plan, CANDIDATES)
+    return compare(workload, chosen(["fastapi-plain", "litserve"]), folder, plan, CANDIDATES)
 
 
 def test_everyone_is_measured_or_reported(results) -> None:
     """Each server has a row for each number of candidates and rate, or one that says why it has none."""
-    for server in ("srp4ctr", "srp4ctr-near", "fastapi-whole"):
+    for server in ("srp4ctr", "srp4ctr-near", "fastapi-plain"):
         for count in CANDIDATES:
             half, common = results.at_half(server, count), results.at_common(server, count)
             assert half.rps > 0
@@ -78,10 +83,14 @@ def test_what_is_written_is_what_was_measured(results, tmp_path) -> None:
     for text in (page, printed):
         for title in results.titles.values():
             assert title in text
-        measured = results.closed("fastapi-whole", 20)
+        measured = results.closed("fastapi-plain", 20)
         assert f"| {measured.cpu_ms:,.2f} | {measured.rps:,.0f} |" in text
         assert "LitServe: could not be measured" in text
     assert json.loads(printed.splitlines()[-1])["rows"] == rows
+    assert json.loads((tmp_path / ABOUT).read_bytes()) == results.about
+    # Whose graph a ratio is of, in its row.
+    assert f"| {results.titles['fastapi-plain']} | plain | 20 |" in page
+    assert f"| {results.titles['floor']} | ours | 20 |" in page
     for name in ("cpu", "rates", "latencies"):
         assert f"serving/{name}.png" in page
         assert (tmp_path / "serving" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -193,17 +202,17 @@ def test_ratios_are_ours_over_theirs_with_their_aims() -> None:
     rows = [
         Row("srp4ctr", 100, cpu_ms=1.0, rps=900.0, rate_rps=450.0),
         Row("srp4ctr-near", 100, cpu_ms=0.5, rps=1200.0, rate_rps=600.0),
-        Row("fastapi-whole", 100, cpu_ms=2.0, rps=300.0, rate_rps=150.0),
+        Row("fastapi-plain", 100, cpu_ms=2.0, rps=300.0, rate_rps=150.0),
         Row("litserve", 100, cpu_ms=3.0, rps=300.0, rate_rps=150.0),
         Row("bentoml", None, error="could not be measured: it ended"),
     ]
     assert common_rates(rows) == {100: 150.0}
     titles = {row.server: row.server for row in rows}
     found = {one.peer: one for one in ratios(Results(rows, titles, {100: 150.0}, {}))}
-    assert set(found) == {"fastapi-whole", "litserve"}
+    assert set(found) == {"fastapi-plain", "litserve"}
     assert (found["litserve"].redis, found["litserve"].near, found["litserve"].cpu) == (3.0, 4.0, 3.0)
     assert found["litserve"].met is False
-    assert found["fastapi-whole"].met is True
+    assert found["fastapi-plain"].met is True
 
 
 def test_processes_are_counted_and_ended_with_their_children(plan, tmp_path) -> None:
@@ -262,7 +271,7 @@ def test_peers_are_chosen_by_name_or_environment() -> None:
         "fastapi",
         "triton-json",
         "triton-binary",
-        "triton-whole",
+        "triton-plain",
     ]
     assert chosen([]) == list(PEERS)
     with pytest.raises(ConfigError, match=r"tritn.*triton-json"):

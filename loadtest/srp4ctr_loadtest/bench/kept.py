@@ -54,7 +54,9 @@ def kept(folder: Path = FOLDER) -> list[Kept]:
 def _serving(folder: Path) -> Kept:
     rows = [Row(**row) for row in json.loads((folder / RESULTS).read_bytes())]
     about = json.loads((folder / ABOUT).read_bytes())
-    titles = {peer.name: peer.title for peer in PEERS} | baselines.TITLES
+    # By their names those that are compared no more.
+    titles = {row.server: row.server for row in rows}
+    titles |= {peer.name: peer.title for peer in PEERS} | baselines.TITLES
     results = Results(rows, titles, {}, about)
     findings = [
         Finding(

@@ -1,6 +1,7 @@
 """What no server can go below, and what the user state saves: both in this process, without a server.
 
-The floor is a request's work and nothing around it: parse JSON, read the state from Redis, run the scorer, write JSON.
+The floor is a request's work and nothing around it: parse JSON by orjson, read the state from Redis by redis-py's blocking client,
+run the scorer, write JSON by orjson.
 Before it are the paper's: who keeps no user states encodes the user's history anew for each candidate.
 """
 

@@ -14,7 +14,8 @@ class Peer:
     """One server to compare with.
 
     `environment` is the requirements file's name and the folder's below `var/peers`; None is our own environment, which
-    has it. `whole_graph`: it runs item.onnx at every request, having no table of item vectors.
+    has it. `plain_graph`: it runs the scorer as one exports it who folds nothing, and so stands for what one has without
+    our bundles; the others run our bundle's own graph.
     """
 
     name: str
@@ -22,16 +23,16 @@ class Peer:
     module: str
     environment: str | None
     protocol: Protocol
-    whole_graph: bool = False
+    plain_graph: bool = False
 
 
 PEERS = (
     Peer("fastapi", "FastAPI, naive", "fastapi_server", None, PLAIN),
-    Peer("fastapi-whole", "FastAPI, naive, whole graph", "fastapi_server", None, PLAIN, whole_graph=True),
+    Peer("fastapi-plain", "FastAPI, naive, plain graph", "fastapi_server", None, PLAIN, plain_graph=True),
     Peer("triton-json", "Triton, JSON", "triton_server", "triton", V2_JSON),
     Peer("triton-binary", "Triton, binary", "triton_server", "triton", V2_BINARY),
     Peer(
-        "triton-whole", "Triton, binary, whole graph", "triton_server", "triton", V2_BINARY, whole_graph=True
+        "triton-plain", "Triton, binary, plain graph", "triton_server", "triton", V2_BINARY, plain_graph=True
     ),
     Peer("mlserver", "MLServer", "mlserver_server", "mlserver", V2_JSON),
     Peer("bentoml", "BentoML", "bentoml_server", "bentoml", PLAIN),

@@ -89,7 +89,7 @@ def peer_contestant(peer: Peer, workload: Workload, folder: Path) -> Contestant:
         url = f"http://127.0.0.1:{port}"
         own = (folder / "served" / peer.name).absolute()
         own.mkdir(parents=True, exist_ok=True)
-        given = workload.given(port, own, whole_graph=peer.whole_graph)
+        given = workload.given(port, own, plain_graph=peer.plain_graph)
         question = workload.questions(1)[0]
         command = module_command(python, f"{SERVERS}.{peer.module}")
         log = folder / "logs" / f"{peer.name}.log"

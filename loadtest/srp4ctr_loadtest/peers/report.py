@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srp4ctr_loadtest.peers.aims import ratios
+from srp4ctr_loadtest.peers.baselines import BEFORE as BEFORE_NAME
+from srp4ctr_loadtest.peers.catalogue import PEERS
 from srp4ctr_loadtest.peers.plots import plot_cpu, plot_latencies, plot_rates
 from srp4ctr_loadtest.peers.results import Results, Row
 
@@ -24,11 +26,16 @@ CPU is that of the server's whole tree of processes, Redis apart. CPU and reques
 best of 3 rounds. Latencies: an open loop (Poisson) from the time at which each request was due, at half of the server's own
 maximum and at one rate that all can take, half of the slowest's maximum. Compare within one run only.
 
-`whole graph` runs `item.onnx` on the candidates' codes at each request, as one does who has no folded item table; the others
-gather its vectors as our service does, and then all run one identical graph.
+Which graph: rows named `plain graph` run the same weights as one exports them without us, `Srp4Ctr.score` of item codes with nothing
+folded (`python -m srp4ctr_offline.study.plain_graph`); they are what one would have without our bundles. All other rows, ours among them, gather
+item vectors from the bundle's table and run its `scorer.onnx`, one identical file: their ratios are of servers alone. All read
+states by our library, which decodes a stored state and looks ids up in the item table; so does the floor.
 """
 
 BEFORE = """\
+The floor has no HTTP: orjson's parsing, a GET by redis-py's blocking client, the look-up of ids, one run, orjson's writing, one after the
+other in one thread.
+
 `before` is what user states save: the history is encoded anew for each candidate, with ONNX Runtime; neither a server nor JSON
 nor Redis is in its figures.
 """
@@ -113,13 +120,14 @@ def _ratios(results: Results) -> str:
     table = [
         "## Requests a second, ours over theirs",
         "",
-        "| | candidates | states read from Redis | near cache | aim | met | CPU a request, theirs over ours |",
-        "|---|---|---|---|---|---|---|",
+        "| | their graph | candidates | states read from Redis | near cache | aim | met | CPU a request, theirs over ours |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
         met = {None: "", True: "yes", False: "no"}[one.met]
         cells = [
             results.titles[one.peer],
+            _graph(one.peer),
             str(one.candidates),
             f"{one.redis:.2f}",
             _number(one.near, 2),
@@ -129,6 +137,13 @@ def _ratios(results: Results) -> str:
         ]
         table.append(f"| {' | '.join(cells)} |")
     return "\n".join(table)
+
+
+def _graph(server: str) -> str:
+    """What a server runs, beside our bundle's own graph."""
+    if server == BEFORE_NAME:
+        return "encoder and ours"
+    return "plain" if any(peer.plain_graph for peer in PEERS if peer.name == server) else "ours"
 
 
 def _errors(results: Results) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from srp4ctr.contract.errors import StoreError
 from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.plain_scorer import written_plain
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_loadtest.peers.protocols import Question
@@ -42,12 +43,13 @@ class Workload:
         generator = np.random.default_rng(candidates)
         return [Question(user, self.subject.items(generator, candidates)) for user in self.subject.users]
 
-    def given(self, port: int, folder: Path, *, whole_graph: bool = False) -> Given:
-        """What a peer is told to serve it."""
-        bundle = self.subject.bundle.folder.absolute()
-        return Given(
-            str(bundle), self.subject.redis_url, self.settings.namespace, port, str(folder), whole_graph
-        )
+    def given(self, port: int, folder: Path, *, plain_graph: bool = False) -> Given:
+        """What a peer is told to serve it; raises BundleError where it needs a plain graph and none has been written."""
+        bundle, plain = self.subject.bundle, None
+        if plain_graph:
+            plain = str(written_plain(self.settings.var_dir, bundle.manifest).absolute())
+        where = str(bundle.folder.absolute())
+        return Given(where, self.subject.redis_url, self.settings.namespace, port, str(folder), plain)
 
     def service_variables(self, near_cache_users: int | None) -> Mapping[str, str]:
         """Settings for our own service to serve it in full, however long that takes; None is its default."""

@@ -14,7 +14,8 @@ from srp4ctr.contract.id_index import RecentRows
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.transforms import CONTEXT
 from srp4ctr.runtime.bundle import Bundle
-from srp4ctr.runtime.sessions import OnnxItems, OnnxScorer
+from srp4ctr.runtime.plain_scorer import PlainScorer
+from srp4ctr.runtime.sessions import OnnxScorer
 
 VARIABLE = "SRP4CTR_PEER"
 """The environment variable that tells a peer what to serve: of all ways, the one that every framework passes on."""
@@ -24,7 +25,7 @@ VARIABLE = "SRP4CTR_PEER"
 class Given:
     """What a peer is told: the bundle, where the states are, where to listen, and a folder for files of its own.
 
-    `whole_graph`: run item.onnx on the candidates' codes at each request, for want of a table of item vectors.
+    `plain`: the scorer's graph that folds nothing, which takes item codes; None: the bundle's own, which takes item vectors.
     """
 
     bundle: str
@@ -32,7 +33,7 @@ class Given:
     namespace: str
     port: int
     folder: str
-    whole_graph: bool = False
+    plain: str | None = None
 
     @classmethod
     def read(cls) -> Self:
@@ -51,8 +52,10 @@ class Model:
         self._bundle = Bundle.open(Path(given.bundle))
         self._keys = Keys(given.namespace)
         self._rows = RecentRows(self._bundle.items.index)
-        self._scorer = OnnxScorer(self._bundle, threads=1)
-        self._items = OnnxItems(self._bundle, threads=1) if given.whole_graph else None
+        self._folded = OnnxScorer(self._bundle, threads=1) if given.plain is None else None
+        self._plain = None
+        if given.plain is not None:
+            self._plain = PlainScorer(Path(given.plain), self._bundle.manifest, threads=1)
         self._context = self._bundle.transforms.encode_values(CONTEXT, {}, CONTEXT)[None]
 
     def key(self, user_id: str) -> str:
@@ -66,11 +69,7 @@ class Model:
         bundle = self._bundle
         decoded = bundle.cold_state if state is None else bundle.manifest.decode_state(state)
         rows = self._rows.rows(item_ids)
-        if self._items is None:
-            vectors = bundle.items.vectors.take(rows, axis=0)
-        else:
-            # In the table's precision, so that all give one score.
-            vectors = self._items(bundle.items.codes.take(rows, axis=0)).astype(
-                bundle.items.vectors.dtype, copy=False
-            )
-        return self._scorer(decoded, vectors, self._context)
+        if self._plain is not None:
+            return self._plain(decoded, bundle.items.codes.take(rows, axis=0), self._context)
+        assert self._folded is not None
+        return self._folded(decoded, bundle.items.vectors.take(rows, axis=0), self._context)
