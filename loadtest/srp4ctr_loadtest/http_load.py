@@ -53,6 +53,15 @@ class Load:
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     last_body: bytes = b""
+    unanswered: int = 0
+    sent_late: list[float] = field(default_factory=list)
+    """Of an open loop: seconds from when a request was due until there was a connection and time to send it."""
+
+    def note(self, latency: float, status: int, body: bytes) -> None:
+        """Count an answer that took so many seconds."""
+        self.latencies.append(latency)
+        self.statuses[status] += 1
+        self.last_body = body
 
     @property
     def rate(self) -> float:
@@ -109,7 +118,9 @@ class Connection(asyncio.Protocol):
         # A parser is good for one answer where the server does not say that it keeps the connection.
         self._parser = httptools.HttpResponseParser(self)
         assert self._answer is not None
-        self._answer.set_result((status, body))
+        # Whoever asked may have given up a moment before.
+        if not self._answer.done():
+            self._answer.set_result((status, body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._answer is not None and not self._answer.done():
@@ -125,7 +136,9 @@ def open_loop(
     url: str, requests: Sequence[Request], *, connections: int, rate: float, seconds: float
 ) -> Load:
     """Ask `rate` times a second, at random times (a Poisson process), whether or not answers come."""
-    return uvloop.run(_open(url, requests, connections, rate, seconds))
+    load = Load("open")
+    uvloop.run(offer(load, url, requests, connections=connections, rate=rate, seconds=seconds))
+    return load
 
 
 async def connect(url: str, connections: int) -> list[Connection]:
@@ -150,9 +163,8 @@ async def _closed(url: str, requests: Sequence[Request], connections: int, count
     async def keep_asking(connection: Connection) -> None:
         for request in left:
             began = loop.time()
-            status, load.last_body = await connection.ask(request)
-            load.latencies.append(loop.time() - began)
-            load.statuses[status] += 1
+            status, body = await connection.ask(request)
+            load.note(loop.time() - began, status, body)
 
     opened = await connect(url, connections)
     began = loop.time()
@@ -163,9 +175,18 @@ async def _closed(url: str, requests: Sequence[Request], connections: int, count
     return load
 
 
-async def _open(url: str, requests: Sequence[Request], connections: int, rate: float, seconds: float) -> Load:
+async def offer(
+    load: Load,
+    url: str,
+    requests: Sequence[Request],
+    *,
+    connections: int,
+    rate: float,
+    seconds: float,
+    patience_s: float | None = None,
+) -> None:
+    """Have `load` note the answers of an open loop; what has none so long after the last request was due counts as unanswered."""
     loop = asyncio.get_running_loop()
-    load = Load("open")
     free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
     opened = await connect(url, connections)
     for connection in opened:
@@ -182,9 +203,13 @@ async def _open(url: str, requests: Sequence[Request], connections: int, rate: f
         if not connection.usable or loop.time() - used.pop(connection) > IDLE_S:
             connection.close()
             [connection] = await connect(url, 1)
-        status, load.last_body = await connection.ask(request)
-        load.latencies.append(loop.time() - due)
-        load.statuses[status] += 1
+        load.sent_late.append(loop.time() - due)
+        try:
+            status, body = await connection.ask(request)
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+        load.note(loop.time() - due, status, body)
         used[connection] = loop.time()
         free.put_nowait(connection)
 
@@ -194,8 +219,22 @@ async def _open(url: str, requests: Sequence[Request], connections: int, rate: f
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         asked.append(asyncio.create_task(ask(due, request)))
-    await asyncio.gather(*asked)
-    load.seconds = loop.time() - began
-    for connection in used:
-        connection.close()
-    return load
+    try:
+        load.unanswered = await _ended(asked, patience_s)
+    finally:
+        load.seconds = loop.time() - began
+        for connection in used:
+            connection.close()
+
+
+async def _ended(asked: Sequence[asyncio.Task[None]], patience_s: float | None) -> int:
+    """Wait so long at most; how many had not ended then, and were cancelled. Raises what the first raised that failed."""
+    if not asked:
+        return 0
+    ended, late = await asyncio.wait(asked, timeout=patience_s, return_when=asyncio.FIRST_EXCEPTION)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for task in ended:
+        task.result()
+    return len(late)

@@ -53,7 +53,9 @@ class Subject:
         """The ids of so many random items of the catalogue."""
         return [item.decode() for item in generator.choice(self.bundle.items.index.ids[1:], count).tolist()]
 
-    def requests(self, url: str, candidates: Sequence[int]) -> list[Request]:
+    def requests(
+        self, url: str, candidates: Sequence[int], deadline_ms: float = DEADLINE_MS
+    ) -> list[Request]:
         """POST /score for user after user, each with as many random catalogue items as `candidates` says."""
         generator = np.random.default_rng(1)
         return [
@@ -63,7 +65,7 @@ class Subject:
                     {
                         "user_id": user,
                         "item_ids": self.items(generator, count),
-                        "deadline_ms": DEADLINE_MS,
+                        "deadline_ms": deadline_ms,
                     }
                 ),
             )

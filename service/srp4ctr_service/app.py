@@ -16,6 +16,7 @@ from srp4ctr.runtime.state_reads import Limits, StateReads
 from srp4ctr.runtime.state_store import AsyncStateStore
 from srp4ctr_service import problems, routes
 from srp4ctr_service.compute import Compute
+from srp4ctr_service.door import Door
 from srp4ctr_service.events import Events
 from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.monitored import Monitored
@@ -43,6 +44,8 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
     tracing = Tracing.configured(settings)
     if settings.warmup_file is not None:
         check(settings.warmup_file)
+    compute = Compute(settings.max_waiting_candidates)
+    door = Door(compute, settings.deadline_ms)
     running: list[Parts] = []
 
     @asynccontextmanager
@@ -59,11 +62,10 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
             store = AsyncStateStore(client, keys)
             versions = Versions(settings, store, telemetry)
             states = StateReader(settings, reads, keys)
-            compute = Compute(settings.max_waiting_candidates)
             monitored = Monitored(
                 settings, AsyncFeedbackStore(client, keys, settings.monitored_max_mb * 1_000_000), telemetry
             )
-            scoring = Scoring(settings, versions, states, compute, telemetry, monitored, recorder)
+            scoring = Scoring(settings, versions, states, compute, door, telemetry, monitored, recorder)
             events = Events(settings, versions, AsyncEventStore(client, keys, settings.retention), telemetry)
             app.state.parts = Parts(
                 settings, redis_url, telemetry, store, versions, scoring, events, monitored
@@ -72,7 +74,14 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
             try:
                 recorded = nullcontext() if recorder is None else recorder.written()
                 traced = nullcontext() if tracing is None else tracing.sent()
-                async with versions.followed(), telemetry.flushed(), monitored.written(), recorded, traced:
+                async with (
+                    versions.followed(),
+                    telemetry.flushed(),
+                    monitored.written(),
+                    door.told(),
+                    recorded,
+                    traced,
+                ):
                     yield
             finally:
                 running.clear()
@@ -81,8 +90,8 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
     app = document_app(lifespan)
     problems.install(app, telemetry)
     keys = None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file)
-    shortcuts = routes.shortcuts(lambda: running[0])
-    return RequestScope(app, telemetry, problems.answer, shortcuts, keys, tracing)
+    shortcuts = routes.shortcuts(lambda: running[0], door)
+    return RequestScope(app, telemetry, problems.answer, shortcuts, keys, door, tracing)
 
 
 def document_app(lifespan: Lifespan[FastAPI] | None = None) -> DocumentedApp:

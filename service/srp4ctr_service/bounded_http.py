@@ -1,10 +1,15 @@
 """uvicorn's HTTP protocol, with limits on how large a request's head may be and how long the request may take to arrive."""
 
 import asyncio
+import math
 from typing import Any
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from srp4ctr_service.door import Door
+from srp4ctr_service.quick_refusal import quick_refusal
+from srp4ctr_service.telemetry import Telemetry
 
 MAX_HEAD_BYTES = 32 * 1024
 """Of a request's line and headers together: four times what proxies commonly pass on. The parser has no limit."""
@@ -25,13 +30,19 @@ class BoundedHttp(HttpToolsProtocol):
     def __init__(self, *parts: Any, arrival_s: float, **named: Any) -> None:
         """As uvicorn makes them, for requests that must arrive within `arrival_s` seconds of their first byte."""
         super().__init__(*parts, **named)
+        app: Any = self.app
+        self._door: Door = app.door
+        self._telemetry: Telemetry = app.telemetry
         self._arrival_s = arrival_s
         self._head_bytes = 0
-        self._in_head = False
+        self._in_head = self._in_message = False
+        self._turned_away_at = -math.inf
         self._clock: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
+        if self._between and self._turned_away(data):
+            return
         super().data_received(data)
         if self._in_head:
             # A head that ends within the piece that it began in is no longer than a read.
@@ -51,7 +62,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
-        self._in_head = True
+        self._in_head = self._in_message = True
         self._head_bytes = 0
         super().on_message_begin()
 
@@ -59,6 +70,48 @@ class BoundedHttp(HttpToolsProtocol):
         """The end of its head."""
         self._in_head = False
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The end of the whole request."""
+        self._in_message = False
+        super().on_message_complete()
+
+    @property
+    def _between(self) -> bool:
+        """Whether what comes next is a request of its own, and nothing is to be answered before it."""
+        return (
+            not self._in_message
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
+
+    def _turned_away(self, data: bytes) -> bool:
+        """Whether that was all of a request which the door does not let in, and has been answered."""
+        answer = quick_refusal(data, self._door, self._telemetry)
+        if answer is None:
+            return False
+        self.transport.write(answer)
+        # A clock is not set anew for each, which would be a good part of what it costs.
+        self._turned_away_at = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._keep_alive_for(self.timeout_keep_alive)
+        return True
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The end of the time that a connection may be idle, unless it was not."""
+        left_s = self._turned_away_at + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._keep_alive_for(left_s)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _keep_alive_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _start_asgi_task(self, *parts: Any) -> None:
+        self._door.arriving += 1
+        super()._start_asgi_task(*parts)
 
     @property
     def _arriving(self) -> bool:

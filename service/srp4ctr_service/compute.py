@@ -5,6 +5,7 @@ and on the one core that a worker has nothing runs at the same time anyway (docs
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,8 @@ ROWS_OF_A_RUN = 25
 """What a run costs beside its rows, in rows: seen for networks of the default sizes."""
 _WEIGHT = 0.1
 """Of the newest run in the estimated time of a row."""
+_MOST = 4.0
+"""Times the estimate that one run may count for: what holds a process up now and then is not what its runs take."""
 
 
 @dataclass(eq=False)
@@ -32,7 +35,8 @@ class _Job(Generic[T]):
 class Compute:
     """Runs jobs in the order in which they come, and knows how long those that wait will take.
 
-    A job's size is its candidate rows. Times are by `time.perf_counter()`, in seconds.
+    A job whose turn cannot come in time is given up while there is time for another answer, and not only at its turn. A
+    job's size is its candidate rows. Times are by `time.perf_counter()`, in seconds.
     """
 
     def __init__(self, max_rows: int) -> None:
@@ -41,7 +45,11 @@ class Compute:
         self._jobs: deque[_Job[object]] = deque()
         self._rows = self._runs = 0
         self._scheduled = False
+        self._earliest = math.inf
+        """No job that waits must begin before, by what was known of runs when it came."""
         self._seconds_per_row = 0.0
+        self.done = 0
+        """Runs so far."""
         self._busy_since: float | None = None
         """When the last run ended, where another waited then."""
 
@@ -50,16 +58,20 @@ class Compute:
         """Estimated time until all that was admitted is done."""
         return self._seconds_per_row * (self._rows + ROWS_OF_A_RUN * self._runs)
 
-    def seconds(self, rows: int) -> float:
-        """Estimated time of one run of so many rows, with what comes between runs under load; 0 before anything has run."""
-        return self._seconds_per_row * (rows + ROWS_OF_A_RUN)
+    def seconds(self, rows: float, runs: int = 1) -> float:
+        """Estimated time of so many rows in so many runs, with what comes between runs under load; 0 before anything has run."""
+        return self._seconds_per_row * (rows + ROWS_OF_A_RUN * runs)
+
+    def over(self, rows: float) -> bool:
+        """Whether so many rows more would be too many; a single request never is."""
+        return self._rows > 0 and self._rows + rows > self._max_rows
 
     def admit(self, rows: int, runs: int) -> "Admission":
         """Take up so many rows in so many runs; raises Overloaded where there are too many already.
 
         Entering the admission counts them until it is left, so that they count while the user's state is read, too.
         """
-        if self._rows and self._rows + rows > self._max_rows:
+        if self.over(rows):
             raise Overloaded(
                 f"{self._rows} candidates wait for the model, and with {rows} more they would be over {self._max_rows}",
                 self.wait_s,
@@ -67,33 +79,52 @@ class Compute:
         return Admission(self, rows, runs)
 
     async def run(self, rows: int, deadline: float, work: Callable[[], T]) -> T | None:
-        """What `work` gives; None where it could not be done by the deadline, and was not begun."""
+        """What `work` gives; None as soon as it is known that it cannot be done by the deadline, and then it is not begun."""
         loop = asyncio.get_running_loop()
         job = _Job(rows, deadline, work, loop.create_future())
         self._jobs.append(job)
+        self._earliest = min(self._earliest, self._latest(job))
         if not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._next)
         return await job.result
 
     def _next(self) -> None:
-        job = self._jobs.popleft()
-        if not job.result.done():
-            self._do(job)
+        began = time.perf_counter()
+        if began > self._earliest or began > self._latest(self._jobs[0]):
+            self._give_up(began)
+        while self._jobs:
+            job = self._jobs.popleft()
+            # Given up, or whoever waited for it has left.
+            if not job.result.done():
+                self._do(job, began)
+                break
         self._scheduled = bool(self._jobs)
         if self._scheduled:
             # Not at once: what has arrived meanwhile, health checks among it, is seen to first.
             asyncio.get_running_loop().call_soon(self._next)
+        else:
+            self._earliest = math.inf
 
-    def _do(self, job: _Job[object]) -> None:
-        began = time.perf_counter()
-        if began + self.seconds(job.rows) > job.deadline:
-            if not self._jobs:
-                # An estimate that only refuses would never learn that it is wrong. While others wait, they tell.
-                self._seconds_per_row *= 1 - _WEIGHT
+    def _give_up(self, now: float) -> None:
+        """Tell all that cannot be done in time."""
+        left = [job for job in self._jobs if not job.result.done()]
+        for job in left:
+            if now > self._latest(job):
+                job.result.set_result(None)
+        kept = [job for job in left if not job.result.done()]
+        if left and not kept:
+            # An estimate that only refuses would never learn that it is wrong. While others are run, they tell.
+            self._seconds_per_row *= 1 - _WEIGHT
             self._busy_since = None
-            job.result.set_result(None)
-            return
+        self._jobs = deque(kept)
+        self._earliest = min(map(self._latest, kept), default=math.inf)
+
+    def _latest(self, job: _Job[object]) -> float:
+        """When it must begin."""
+        return job.deadline - self.seconds(job.rows)
+
+    def _do(self, job: _Job[object], began: float) -> None:
         # With what came between it and the run before: under load, requests that are read and answers that are written.
         since = began if self._busy_since is None else self._busy_since
         self._busy_since = None
@@ -103,11 +134,13 @@ class Compute:
             job.result.set_exception(error)
             return
         ended = time.perf_counter()
+        self.done += 1
         if self._jobs:
             self._busy_since = ended
         per_row = (ended - since) / (job.rows + ROWS_OF_A_RUN)
         if not self._seconds_per_row:
             self._seconds_per_row = per_row
+        per_row = min(per_row, _MOST * self._seconds_per_row)
         self._seconds_per_row += _WEIGHT * (per_row - self._seconds_per_row)
 
     def count(self, rows: int, runs: int) -> None:

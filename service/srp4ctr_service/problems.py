@@ -41,6 +41,7 @@ class Kind(NamedTuple):
 
 INTERNAL = Kind("internal", 500, "The service failed")
 HTTP = Kind("http", 400, "The request cannot be served")
+OVERLOADED = Kind("overloaded", 503, "The service has more to do than it can")
 BY_STATUS = {
     404: Kind("not-found", 404, "There is no such path"),
     405: Kind("method-not-allowed", 405, "The path does not take this method"),
@@ -52,7 +53,7 @@ BY_ERROR: tuple[tuple[type[Exception], Kind], ...] = (
     (BodyTimeout, Kind("request-timeout", 408, "The request did not arrive in time")),
     (InvalidRequest, Kind("invalid-request", 422, "The request does not fit the interface or the model")),
     (NotAuthorized, Kind("not-authorized", 401, "The request has no valid API key")),
-    (Overloaded, Kind("overloaded", 503, "The service has more to do than it can")),
+    (Overloaded, OVERLOADED),
     (DeadlineMissed, Kind("deadline-missed", 504, "The deadline passed before there was any answer")),
     (NoActiveModel, Kind("no-active-model", 503, "There is no model to score with, yet")),
     (StoreUnavailable, Kind("store-unavailable", 503, "Redis did not do what the request needs")),
@@ -78,11 +79,15 @@ def answer(error: Exception, info: RequestInfo, telemetry: Telemetry) -> Respons
     if isinstance(error, NotAuthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Overloaded):
-        # The header counts in whole seconds.
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["Retry-After"] = str(retry_after(error.retry_after_s))
     info.notes["problem"] = kind.name
     telemetry.count_problem(kind.name)
     return Response(orjson.dumps(problem.model_dump()), kind.status, headers, media_type=MEDIA_TYPE)
+
+
+def retry_after(wait_s: float) -> int:
+    """The header's value, which counts in whole seconds."""
+    return max(1, math.ceil(wait_s))
 
 
 def install(app: FastAPI, telemetry: Telemetry) -> None:

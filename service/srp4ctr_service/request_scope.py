@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from srp4ctr_service.door import Door
 from srp4ctr_service.formats import JSON, Format
 from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.routing import RAISED
@@ -31,12 +32,13 @@ _SCOPE_KEY = "srp4ctr.request"
 
 @dataclass
 class RequestInfo:
-    """A request's id, its start by `time.perf_counter()`, what its log line shall say besides, and how its body is written."""
+    """A request's id, its start by `time.perf_counter()`, what its log line shall say besides, and its body's size and format."""
 
     request_id: str
     started: float
     notes: dict[str, Any] = field(default_factory=dict)
     format: Format = JSON
+    body_bytes: int = 0
     trace: Trace | None = None
 
     @classmethod
@@ -71,13 +73,15 @@ class RequestScope:
         problem: Callable[[Exception, RequestInfo, Telemetry], Response],
         shortcuts: Mapping[str, Shortcut],
         keys: ApiKeys | None,
+        door: Door,
         tracing: Tracing | None = None,
     ) -> None:
         self._app = app
-        self._telemetry = telemetry
+        self.telemetry = telemetry
         self._problem = problem
         self._shortcuts = shortcuts
         self._keys = keys
+        self.door = door
         self._tracing = tracing
         self._logs = log.is_enabled_for(logging.INFO)
 
@@ -86,18 +90,19 @@ class RequestScope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        self.door.arriving -= 1
         info = RequestInfo(_request_id(scope), time.perf_counter())
         scope[_SCOPE_KEY] = info
         if self._tracing is not None:
             info.trace = self._tracing.begin(scope)
-        request_id = (HEADER, info.request_id.encode())
+        id_header = (HEADER, info.request_id.encode())
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], request_id]
+                message["headers"] = [*message["headers"], id_header]
             await send(message)
 
         shortcut = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
@@ -112,21 +117,21 @@ class RequestScope:
                 body = await shortcut(scope, receive, info)
                 status = 200
                 length = (b"content-length", str(len(body)).encode())
-                headers = [(b"content-type", info.format.media_type), length, request_id]
+                headers = [(b"content-type", info.format.media_type), length, id_header]
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
         except Exception as error:
             if status:
                 # The answer has begun, so all that is left is to let the server cut it off.
                 raise
-            await self._problem(error, info, self._telemetry)(scope, receive, send_with_id)
+            await self._problem(error, info, self.telemetry)(scope, receive, send_with_id)
         finally:
             # The template and not the path, which is the client's own text.
             known = scope["path"] if shortcut else getattr(scope.get("route"), "path", "unmatched")
             self._record(scope, known, info, status)
 
     def _record(self, scope: Scope, route: str, info: RequestInfo, status: int) -> None:
-        self._telemetry.count_request(route, status)
+        self.telemetry.count_request(route, status)
         if self._tracing is not None and info.trace is not None:
             self._trace(self._tracing, info.trace, scope["method"], route, info, status)
         if not self._logs:
@@ -156,9 +161,10 @@ class RequestScope:
         info.notes |= trace.ids()
 
 
+def request_id(given: bytes) -> str:
+    """A client's own id, where it is sane, or another one."""
+    return given.decode() if _SANE.fullmatch(given) else f"{_PROCESS}{next(_NUMBERS):08x}"
+
+
 def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == HEADER and _SANE.fullmatch(value):
-            text: str = value.decode()
-            return text
-    return f"{_PROCESS}{next(_NUMBERS):08x}"
+    return request_id(next((value for name, value in scope["headers"] if name == HEADER), b""))

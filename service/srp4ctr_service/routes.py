@@ -34,6 +34,7 @@ from srp4ctr.contract.http_types import (
 from srp4ctr.contract.transforms import BEHAVIOUR, CONTEXT
 from srp4ctr.runtime.redis_client import shown
 from srp4ctr_service.bodies import R, parse, read_body
+from srp4ctr_service.door import Door
 from srp4ctr_service.formats import format_of
 from srp4ctr_service.openapi import BINARY, answers, takes
 from srp4ctr_service.parts import Parts
@@ -92,22 +93,27 @@ async def forget(request: Request) -> Response:
     return _json(Forgotten(request_id=RequestInfo.of(request).request_id, removed=removed))
 
 
-def shortcuts(parts: Callable[[], Parts]) -> dict[str, Shortcut]:
-    """What answers the paths that are asked for most, by path, from the parts of the running app."""
+def shortcuts(parts: Callable[[], Parts], door: Door) -> dict[str, Shortcut]:
+    """What answers the paths that are asked for most, by path, from the parts of the running app; `door` is that to the model."""
 
-    def shortcut(kind: type[R], answer: Callable[[Parts, R, RequestInfo], Awaitable[bytes]]) -> Shortcut:
+    def shortcut(
+        kind: type[R], answer: Callable[[Parts, R, RequestInfo], Awaitable[bytes]], door: Door | None = None
+    ) -> Shortcut:
         async def serve(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
             of = parts()
             body = await read_body(scope, receive, of.settings)
+            if door is not None:
+                door.check(body)
+            info.body_bytes = len(body)
             info.format = format_of(scope)
             return await answer(of, parse(kind, body, info.format, of.settings), info)
 
         return serve
 
     return {
-        "/score": shortcut(ScoreRequest, lambda of, *asked: of.scoring.score(*asked)),
-        "/rank": shortcut(RankRequest, lambda of, *asked: of.scoring.rank(*asked)),
-        "/score/batch": shortcut(BatchRequest, lambda of, *asked: of.scoring.batch(*asked)),
+        "/score": shortcut(ScoreRequest, lambda of, *asked: of.scoring.score(*asked), door),
+        "/rank": shortcut(RankRequest, lambda of, *asked: of.scoring.rank(*asked), door),
+        "/score/batch": shortcut(BatchRequest, lambda of, *asked: of.scoring.batch(*asked), door),
         "/impressions": shortcut(ImpressionsRequest, lambda of, *asked: of.monitored.shown(*asked)),
         "/events": shortcut(EventsRequest, lambda of, *asked: of.events.record(*asked)),
     }

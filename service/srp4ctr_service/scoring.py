@@ -21,6 +21,7 @@ from srp4ctr.contract.id_index import Rows
 from srp4ctr.contract.state import UserState
 from srp4ctr_service.answers import Answer, written
 from srp4ctr_service.compute import Compute
+from srp4ctr_service.door import Door
 from srp4ctr_service.model import Question, ServedModel
 from srp4ctr_service.monitored import Monitored
 from srp4ctr_service.recorder import Recorder
@@ -64,6 +65,7 @@ class Scoring:
         versions: Versions,
         states: StateReader,
         compute: Compute,
+        door: Door,
         telemetry: Telemetry,
         monitored: Monitored,
         recorder: Recorder | None = None,
@@ -72,6 +74,7 @@ class Scoring:
         self._versions = versions
         self._states = states
         self._compute = compute
+        self._door = door
         self._telemetry = telemetry
         self._monitored = monitored
         self._recorder = recorder
@@ -107,6 +110,7 @@ class Scoring:
 
     def _turn(self, model: ServedModel, request: Timed, info: RequestInfo, candidates: int) -> Turn:
         parsed = time.perf_counter()
+        self._door.learn(info.body_bytes, candidates)
         deadline = info.started + (request.deadline_ms or self._settings.deadline_ms) / 1000
         # What waits for the model now is done before this request is.
         wait_s = self._compute.wait_s

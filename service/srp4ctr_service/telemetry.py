@@ -42,6 +42,7 @@ class Telemetry:
         self._age_ms: list[int] = []
         self._tally: defaultdict[Counter, int] = defaultdict(int)
         self._by_status: dict[tuple[str, int], Counter] = {}
+        self._by_kind: dict[str, Counter] = {}
         self.registry = registry = CollectorRegistry()
         folder = os.environ.get(SHARED_VARIABLE)
         self._shared = None if folder is None else Path(folder)
@@ -167,7 +168,10 @@ class Telemetry:
 
     def count_problem(self, kind: str) -> None:
         """Count a problem; `kind` comes from the table of problems."""
-        self._problems.labels(kind).inc()
+        counter = self._by_kind.get(kind)
+        if counter is None:
+            counter = self._by_kind[kind] = self._problems.labels(kind)
+        self._tally[counter] += 1
 
     def count_request(self, route: str, status: int) -> None:
         """Count a request; `route` is a path of the app or `unmatched`, never what a client sent."""

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 
 from srp4ctr.contract.errors import ServiceNotReady
-from srp4ctr_loadtest.http_load import Request, closed_loop, open_loop
+from srp4ctr_loadtest.http_load import Load, Request, closed_loop, offer, open_loop
 
 
 @contextmanager
@@ -112,3 +112,19 @@ def test_open_loop_opens_idle_connections_again() -> None:
         load = open_loop(url, [Request.post(url, b"")], connections=8, rate=2, seconds=6)
     assert set(load.statuses) == {200}
     assert sum(load.statuses.values()) == len(load.latencies) > 4
+
+
+def test_who_gets_no_answer_is_counted() -> None:
+    """A load that does not wait for ever ends, and says how many requests had no answer by then."""
+
+    async def answer(body):
+        await asyncio.sleep(2 if body == b"slow" else 0)
+        return 200, b""
+
+    with server(answer) as url:
+        load = Load("open")
+        requests = [Request.post(url, b"slow"), Request.post(url, b"quick")]
+        asyncio.run(offer(load, url, requests, connections=20, rate=30, seconds=0.4, patience_s=0.4))
+    assert load.unanswered > 0
+    assert load.statuses == {200: len(load.latencies)}
+    assert abs(load.unanswered - len(load.latencies)) <= 1

@@ -4,8 +4,10 @@ import asyncio
 import json
 import time
 
+import ormsgpack
 import pytest
 
+from srp4ctr_service.door import PRIORS
 from srp4ctr_service.model import ServedModel
 
 RUN_S = 0.05
@@ -35,10 +37,13 @@ class Connection:
         assert (await self.ask("GET", "/livez"))[0] == 200
         return self
 
-    async def ask(self, method, path, body=b""):
-        """Status, headers and body of the answer."""
-        head = f"{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {len(body)}\r\n\r\n"
-        self.writer.write(head.encode() + body)
+    async def ask(self, method, path, body=b"", *, more="", pieces=1):
+        """Status, headers and body of the answer to a request that comes in so many pieces."""
+        head = f"{method} {path} HTTP/1.1\r\nhost: test\r\n{more}content-length: {len(body)}\r\n\r\n"
+        wire = head.encode() + body
+        for piece in range(pieces):
+            self.writer.write(wire[piece * len(wire) // pieces : (piece + 1) * len(wire) // pieces])
+            await asyncio.sleep(0.001)
         status, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines)
         found = await self.reader.readexactly(int(headers["content-length"]))
@@ -104,6 +109,99 @@ def test_health_is_answered_between_two_runs(api):
     status, waiting = asyncio.run(scenario())
     assert status == 200
     assert waiting > 5
+
+
+async def saturated(client, then, requests=25):
+    """What `then` gives while so many requests wait for the model, and their answers."""
+    opened = [await Connection.open(client) for _ in range(requests)]
+    # The service learns what a run takes.
+    await opened[0].ask("POST", "/score", good())
+    waiting = [asyncio.create_task(one.ask("POST", "/score", good())) for one in opened]
+    await asyncio.sleep(3 * RUN_S)
+    found = await then
+    answers = await asyncio.gather(*waiting)
+    for one in opened:
+        await one.close()
+    return found, answers
+
+
+HURRIED = {"deadline_ms": 2 * 1000 * RUN_S}
+"""Lacks all that a request needs, which only its parsing tells; there is no time for it where several wait."""
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize(
+    ("body", "more", "pieces"),
+    [
+        (json.dumps(HURRIED).encode(), "", 1),
+        (json.dumps(HURRIED).encode(), "", 2),
+        (ormsgpack.packb(HURRIED), "content-type: application/msgpack\r\n", 1),
+    ],
+    ids=["JSON", "JSON in pieces", "MessagePack"],
+)
+def test_what_there_is_no_time_for_is_refused_unparsed(api, body, more, pieces):
+    """Beyond a few, requests whose deadline others leave no time for get a 503 by their looks; health, and who can wait, go on."""
+    number = int(PRIORS) + 20
+    more += "X-Request-Id: Mine-1\r\n"
+
+    async def then(opened):
+        asked = (one.ask("POST", "/score", body, more=more, pieces=pieces) for one in opened[2:])
+        return await asyncio.gather(
+            opened[0].ask("GET", "/livez"), opened[1].ask("POST", "/score", good()), *asked
+        )
+
+    async def scenario():
+        opened = [await Connection.open(api) for _ in range(number + 2)]
+        found = await saturated(api, then(opened))
+        # What was refused may be asked again over the same connection.
+        again = await opened[-1].ask("POST", "/score", good())
+        for one in opened:
+            await one.close()
+        return *found, again
+
+    (alive, patient, *hurried), waiting, again = asyncio.run(scenario())
+    assert alive[0] == again[0] == 200
+    for status, _, answer in [patient, *waiting]:
+        assert (status, answer["tier"]) == (200, "full")
+    refused = [(headers, answer) for status, headers, answer in hurried if status == 503]
+    assert {status for status, _, _ in hurried} <= {422, 503}
+    assert len(refused) >= 15
+    for headers, answer in refused:
+        assert answer["type"] == "/problems/overloaded"
+        assert answer["request_id"] == "Mine-1"
+        assert headers["x-request-id"] == "mine-1"
+        assert int(headers["retry-after"]) >= 1
+    counted = f'srp4ctr_requests_total{{route="/score",status="503"}} {float(len(refused))}'
+    assert counted in api.get("/metrics").text
+
+
+def test_who_cannot_be_served_in_time_is_told_then(first, activate, settings, start, monkeypatch):
+    """A request whose turn does not come in time is answered at its deadline, and not when its turn would have been."""
+    activate(first)
+    client = start(settings.model_copy(update={"deadline_grace_ms": 10_000}))
+    compute = ServedModel.score
+
+    def slowly(*arguments):
+        time.sleep(RUN_S)
+        return compute(*arguments)
+
+    async def scenario():
+        opened = [await Connection.open(client) for _ in range(31)]
+        # Runs become slow when it is known that they are quick.
+        await opened[0].ask("POST", "/score", good())
+        monkeypatch.setattr(ServedModel, "score", slowly)
+        waiting = [asyncio.create_task(one.ask("POST", "/score", good())) for one in opened[:30]]
+        await asyncio.sleep(RUN_S)
+        _, _, answer = await opened[30].ask("POST", "/score", good(deadline_ms=4 * 1000 * RUN_S))
+        left = sum(not task.done() for task in waiting)
+        await asyncio.gather(*waiting)
+        for one in opened:
+            await one.close()
+        return answer, left
+
+    answer, left = asyncio.run(scenario())
+    assert answer["tier"] == "prior"
+    assert left > 5
 
 
 @pytest.mark.usefixtures("slow")
