@@ -94,6 +94,16 @@ def _check_size(request: Body, settings: Settings) -> None:
         return
     if candidates > most:
         raise InvalidRequest(field, f"{candidates} candidates are more than the {most} allowed")
+    if isinstance(request, BatchRequest):
+        for place, one in enumerate(request.requests):
+            _check_inline(one, settings.max_inline_items, f"requests[{place}].")
+    else:
+        _check_inline(request, settings.max_inline_items, "")
+
+
+def _check_inline(request: UserRequest, most: int, at: str) -> None:
+    if len(request.items) > most:
+        raise InvalidRequest(f"{at}items", f"{len(request.items)} items are more than the {most} allowed")
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

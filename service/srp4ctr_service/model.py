@@ -19,19 +19,21 @@ from srp4ctr.runtime.items import Vectors
 from srp4ctr.runtime.sessions import OnnxItems, OnnxScorer
 
 _NONE = np.empty(0, np.intp)
+_NO_CODES = np.empty((0, 0), np.int32)
 
 
 @dataclass(frozen=True)
 class Question:
     """What a request asks of one model about one user: C candidates, in that model's codes.
 
-    `context_codes` are [1 or C, Wc]. `own_items` has the vectors of items whose attributes the request gives, by id, and
-    `user_codes` those of the user's features that it gives, by column.
+    `context_codes` are [1 or C, Wc]. `own_codes` are those [I, Wi] of items whose attributes the request gives, `own_items` has
+    their rows in it by id, and `user_codes` the codes of the user's features that the request gives, by column.
     """
 
     item_ids: list[str]
     context_codes: Codes
-    own_items: Mapping[str, Vectors]
+    own_items: Mapping[str, int]
+    own_codes: Codes
     user_codes: Mapping[int, int]
 
 
@@ -79,7 +81,8 @@ class ServedModel:
         return Question(
             request.item_ids,
             context,
-            self._own_items(request, at) if request.items else {},
+            dict(zip(request.items, range(len(request.items)), strict=True)),
+            self._own_codes(request, at) if request.items else _NO_CODES,
             self._user_codes(request, at) if request.user_features else {},
         )
 
@@ -101,14 +104,19 @@ class ServedModel:
         """The items' own click rates [C]."""
         return self.bundle.items.prior[rows]
 
+    def own_vectors(self, question: Question) -> Vectors:
+        """Vectors [I, V] of the items whose attributes the request gives, one or more."""
+        return self.items(question.own_codes)
+
     def score(self, state: UserState, question: Question, rows: Rows) -> NDArray[np.float32]:
         """Click probabilities [C] of the question's candidates, which are in these rows [C]."""
         vectors = self.bundle.items.vectors.take(rows, axis=0)
         if question.own_items:
+            own = self.own_vectors(question)
             for place, item_id in enumerate(question.item_ids):
-                own = question.own_items.get(item_id)
-                if own is not None:
-                    vectors[place] = own
+                row = question.own_items.get(item_id)
+                if row is not None:
+                    vectors[place] = own[row]
         if question.user_codes:
             codes = np.array(state.arrays["user_codes"], np.int32)
             codes[list(question.user_codes)] = list(question.user_codes.values())
@@ -132,7 +140,7 @@ class ServedModel:
             codes[:, column] = column_codes
         return codes
 
-    def _own_items(self, request: UserRequest, at: str) -> dict[str, Vectors]:
+    def _own_codes(self, request: UserRequest, at: str) -> Codes:
         wanted = set(request.item_ids)
         codes = []
         for item_id, attributes in request.items.items():
@@ -142,7 +150,7 @@ class ServedModel:
             if ITEM_ID in attributes:
                 raise InvalidRequest(f"{field}.{ITEM_ID}", "the item's id is its name here; leave it out")
             codes.append(self.bundle.transforms.encode_values(ITEM, {**attributes, ITEM_ID: item_id}, field))
-        return dict(zip(request.items, self.items(np.stack(codes)), strict=True))
+        return np.stack(codes)
 
     def _user_codes(self, request: UserRequest, at: str) -> dict[int, int]:
         field = f"{at}user_features"

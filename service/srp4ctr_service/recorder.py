@@ -14,7 +14,6 @@ from srp4ctr.contract.errors import ConfigError
 from srp4ctr.contract.http_types import UserRequest
 from srp4ctr.contract.id_index import Rows
 from srp4ctr.contract.records import Record, checksums
-from srp4ctr.contract.transforms import ITEM, ITEM_ID
 from srp4ctr.contract.vocabulary import Codes
 from srp4ctr.runtime.items import Vectors
 from srp4ctr_service.background import every
@@ -72,11 +71,13 @@ class Served:
         """Codes [C, Wi] and vectors [C, V] of the candidates, as the model has them."""
         items = self.model.bundle.items
         codes, vectors = items.codes[self.rows], items.vectors[self.rows]
-        for place, item_id in enumerate(self.question.item_ids):
-            if item_id in self.question.own_items:
-                attributes = {**self.request.items[item_id], ITEM_ID: item_id}
-                codes[place] = self.model.bundle.transforms.encode_values(ITEM, attributes, item_id)
-                vectors[place] = self.question.own_items[item_id]
+        question = self.question
+        if question.own_items:
+            own = self.model.own_vectors(question)
+            for place, item_id in enumerate(question.item_ids):
+                row = question.own_items.get(item_id)
+                if row is not None:
+                    codes[place], vectors[place] = question.own_codes[row], own[row]
         return codes, vectors
 
 

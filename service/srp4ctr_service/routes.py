@@ -146,6 +146,7 @@ async def model(request: Request) -> Response:
             max_candidates=parts.settings.max_candidates,
             max_batch_users=MAX_USERS,
             max_batch_candidates=parts.settings.max_batch_candidates,
+            max_inline_items=parts.settings.max_inline_items,
             max_body_bytes=parts.settings.max_body_bytes,
             max_events=MAX_EVENTS,
             max_id_length=MAX_ID_LENGTH,

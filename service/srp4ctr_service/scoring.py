@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ from srp4ctr_service.settings import Settings
 from srp4ctr_service.states import StateReader
 from srp4ctr_service.telemetry import Telemetry
 from srp4ctr_service.versions import Versions
+
+ROWS_OF_AN_ITEM = 4
+"""What an item costs whose attributes the request gives, in rows: its codes are made one by one, and its vector by a graph."""
 
 
 @dataclass(frozen=True)
@@ -91,30 +95,32 @@ class Scoring:
 
     async def batch(self, request: BatchRequest, info: RequestInfo) -> bytes:
         """The answer to POST /score/batch."""
-        model = self._versions.current()
-        questions = [
-            (one, model.question(one, f"requests[{place}].")) for place, one in enumerate(request.requests)
-        ]
-        candidates = sum(len(question.item_ids) for _, question in questions)
-        turn = self._turn(model, request, info, candidates)
-        with self._compute.admit(candidates, len(questions)):
-            answers = await asyncio.gather(*(self._answer(turn, *one) for one in questions))
+        model, users = self._versions.current(), request.requests
+        rows, wait_s = sum(map(rows_of, users)), self._compute.wait_s
+        with self._compute.admit(rows, len(users)):
+            questions = [model.question(one, f"requests[{place}].") for place, one in enumerate(users)]
+            self._door.learn(info.body_bytes, rows)
+            # Of the first alone: those whose turn comes in time are scored in full.
+            turn = self._turn(model, request, info, rows_of(users[0]), wait_s)
+            answers = await _all(
+                self._answer(turn, user, question) for user, question in zip(users, questions, strict=True)
+            )
         return self._end(turn, answers, {"answers": [one.how() | {"scores": one.scores} for one in answers]})
 
     async def _one(self, request: ScoreRequest, info: RequestInfo) -> tuple[Turn, Answer]:
         model = self._versions.current()
-        question = model.question(request)
-        turn = self._turn(model, request, info, len(question.item_ids))
-        with self._compute.admit(len(question.item_ids), 1):
+        rows, wait_s = rows_of(request), self._compute.wait_s
+        with self._compute.admit(rows, 1):
+            question = model.question(request)
+            self._door.learn(info.body_bytes, rows)
+            turn = self._turn(model, request, info, rows, wait_s)
             return turn, await self._answer(turn, request, question)
 
-    def _turn(self, model: ServedModel, request: Timed, info: RequestInfo, candidates: int) -> Turn:
+    def _turn(self, model: ServedModel, request: Timed, info: RequestInfo, rows: int, wait_s: float) -> Turn:
         parsed = time.perf_counter()
-        self._door.learn(info.body_bytes, candidates)
         deadline = info.started + (request.deadline_ms or self._settings.deadline_ms) / 1000
-        # What waits for the model now is done before this request is.
-        wait_s = self._compute.wait_s
-        crowded = wait_s > 0 and parsed < deadline < parsed + wait_s + self._compute.seconds(candidates)
+        # What waited for the model when it came is done before this request is.
+        crowded = wait_s > 0 and parsed < deadline < parsed + wait_s + self._compute.seconds(rows)
         self._observe(info, info.started, {"parse": parsed - info.started})
         return Turn(model, info, parsed, deadline, crowded)
 
@@ -126,9 +132,8 @@ class Scoring:
         degraded: list[Degradation] = [] if view.degraded is None else [view.degraded]
         done = None
         if not turn.crowded:
-            candidates = len(question.item_ids)
             done = await self._compute.run(
-                candidates, deadline, lambda: run(model, view.state, question, read)
+                rows_of(request), deadline, lambda: run(model, view.state, question, read)
             )
         if done is not None:
             self._observe(turn.info, read, done.seconds)
@@ -179,6 +184,21 @@ class Scoring:
             notes["users"] = len(answers)
             notes["degraded"] = sorted({reason for answer in answers for reason in answer.degraded})
         return body
+
+
+def rows_of(request: UserRequest) -> int:
+    """What a user's question takes of the model, in rows: its candidates, and the items whose attributes it gives."""
+    return len(request.item_ids) + ROWS_OF_AN_ITEM * len(request.items)
+
+
+async def _all(answers: Iterable[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+    """All of them; when one fails the others are ended, since nobody waits for them any more."""
+    tasks = [asyncio.create_task(one) for one in answers]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def run(model: ServedModel, state: UserState, question: Question, handed_over: float) -> Run:

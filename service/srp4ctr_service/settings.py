@@ -36,6 +36,9 @@ class Settings(StoreSettings):
     max_batch_candidates: int = Field(
         default=20_000, ge=1, description="most item_ids that all users of a batch may have together"
     )
+    max_inline_items: int = Field(
+        default=500, ge=0, description="most items whose attributes a user's question may give, in `items`"
+    )
     max_body_bytes: int = Field(default=1 << 20, gt=0, description="largest body taken, bytes")
     arrival_timeout_ms: int = Field(
         default=5000, gt=0, description="limit for a request to arrive, from its first byte on, milliseconds"

@@ -250,3 +250,57 @@ def test_a_wrong_estimate_is_unlearned(api, monkeypatch):
     tiers = [at_once(api, [good(deadline_ms=200)])[0][2]["tier"] for _ in range(60)]
     assert tiers[0] == "prior"
     assert tiers[-1] == "full"
+
+
+@pytest.mark.usefixtures("slow")
+def test_items_given_by_attributes_count_as_what_they_cost(first, activate, settings, start):
+    """Items whose attributes a request gives are counted among what waits before they are encoded."""
+    activate(first)
+    client = start(settings.model_copy(update={"max_waiting_candidates": 25}))
+    items = [f"new-{place}" for place in range(5)]
+    described = {item: {"genre": "Drama"} for item in items}
+
+    async def then(opened):
+        return await asyncio.gather(
+            opened[0].ask("POST", "/score", good(item_ids=items, items=described)),
+            opened[1].ask("POST", "/score", good(item_ids=items)),
+        )
+
+    async def scenario():
+        opened = [await Connection.open(client) for _ in range(2)]
+        found = await saturated(client, then(opened), requests=6)
+        for one in opened:
+            await one.close()
+        return found
+
+    (refused, taken), _ = asyncio.run(scenario())
+    assert refused[0] == 503
+    assert taken[0] == 200
+    # Alone it is never too much.
+    alone = client.post("/score", content=good(item_ids=items, items=described)).json()
+    assert (alone["tier"], alone["unknown_items"]) == ("full", [])
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_batch_is_scored_as_far_as_its_deadline_allows(first, activate, settings, start):
+    """Of a batch that is too large for its deadline the first users are scored in full, the others by the prior."""
+    activate(first)
+    client = start(settings.model_copy(update={"deadline_grace_ms": 10_000}))
+    at_once(client, [good()])
+    users = [{"user_id": str(user), "item_ids": ["1", "2"]} for user in range(20)]
+    batch = {"requests": users, "deadline_ms": 8 * 1000 * RUN_S}
+    answers = client.post("/score/batch", json=batch).json()["answers"]
+    tiers = [answer["tier"] for answer in answers]
+    full = tiers.count("full")
+    assert tiers == ["full"] * full + ["prior"] * (20 - full)
+    assert 1 <= full < 10
+    assert [answer["degraded"] for answer in answers[full:]] == [["deadline"]] * (20 - full)
+
+
+def test_a_batch_that_is_too_late_is_told_so(first, activate, settings, start):
+    """A batch whose deadline and grace passed before there was any answer is a 504."""
+    activate(first)
+    client = start(settings.model_copy(update={"deadline_grace_ms": 0}))
+    response = client.post("/score/batch", json={"requests": [json.loads(good())] * 3, "deadline_ms": 0.001})
+    assert response.status_code == 504
+    assert response.json()["type"] == "/problems/deadline-missed"

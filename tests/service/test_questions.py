@@ -193,3 +193,22 @@ def test_new_items_are_scored_from_their_attributes(first, post):
     assert answer["unknown_items"] == [3]
     plain = post("/score", user_id="nobody", item_ids=items)
     assert plain["unknown_items"] == [0, 2, 3]
+
+
+def test_items_given_by_attributes_are_limited(first, activate, settings, start):
+    """A user's question gives the attributes of so many items at most, alone or in a batch, and the error says of how many."""
+    activate(first)
+    client = start(settings.model_copy(update={"max_inline_items": 1}))
+    one = {"user_id": "1", "item_ids": ["a", "b"], "items": {"a": {"genre": "Drama"}}}
+    both = one | {"items": {"a": {}, "b": {}}}
+    assert client.post("/score/batch", json={"requests": [one, one]}).status_code == 200
+    message = "2 items are more than the 1 allowed"
+    for path, body, field in (
+        ("/score", both, "items"),
+        ("/rank", both, "items"),
+        ("/score/batch", {"requests": [one, both]}, "requests[1].items"),
+    ):
+        response = client.post(path, json=body)
+        assert response.status_code == 422
+        assert response.json()["errors"] == [{"field": field, "message": message}]
+    assert client.get("/model").json()["limits"]["max_inline_items"] == 1

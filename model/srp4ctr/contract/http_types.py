@@ -265,6 +265,7 @@ class Limits(BaseModel):
     max_candidates: int
     max_batch_users: int
     max_batch_candidates: int
+    max_inline_items: int
     max_body_bytes: int
     max_events: int
     max_id_length: int

@@ -27,7 +27,7 @@ from srp4ctr.contract.schema import (
     MultiValuedFeature,
     NumericFeature,
 )
-from srp4ctr.contract.vocabulary import FIRST_VALUE, UNKNOWN, Codes, Texts, Vocabulary, to_texts
+from srp4ctr.contract.vocabulary import FIRST_VALUE, UNKNOWN, Codes, Texts, Vocabulary
 
 ITEM_ID = "id"
 """The item id's feature name inside the item group."""
@@ -197,10 +197,10 @@ class Transforms:
         if not isinstance(value, list):
             raise InvalidRequest(path, f"must be a list, not {_json_type(value)}")
         texts = [_request_text(one, f"{path}[{i}]") for i, one in enumerate(value)]
-        codes: list[int] = self.encode_multi_valued(
-            group, feature, to_texts(texts), np.array([len(texts)])
-        ).tolist()[0]
-        return codes
+        # As encode_multi_valued has it, whose arrays cost ten times as much for one list.
+        code = self.vocabularies[f"{group}.{feature.name}"].code
+        codes = [code(text) for text in texts[: feature.max_values]]
+        return codes + [0] * (feature.max_values - len(codes))
 
     def _encode_single(self, group: str, feature: Feature, value: Any, path: str) -> int:
         """The code of one value, as `encode_categorical` and `encode_numeric` have it."""
