@@ -5,6 +5,7 @@ import contextlib
 import time
 
 import pytest
+import uvloop
 
 from srp4ctr.contract.errors import StateCorrupt, StoreUnavailable
 from srp4ctr.runtime.near_cache import NearCache
@@ -22,7 +23,7 @@ def client(redis_server):
         yield client
 
 
-def run(redis_server, scenario, limits=LIMITS, entries=100, keep_s=60.0):
+def run(redis_server, scenario, limits=LIMITS, entries=100, keep_s=60.0, by=asyncio.run):
     """What the scenario gives with fresh reads."""
 
     async def opened():
@@ -31,7 +32,7 @@ def run(redis_server, scenario, limits=LIMITS, entries=100, keep_s=60.0):
         async with contextlib.aclosing(_Closing(reads)):
             return await scenario(reads)
 
-    return asyncio.run(opened())
+    return by(opened())
 
 
 class _Counting(StateReads):
@@ -209,6 +210,26 @@ def test_busy_loop_is_not_a_late_answer(redis_server, client):
         return await task
 
     assert run(redis_server, scenario, Limits(0.5, 5.0, 0.01)) == b"state"
+
+
+@pytest.mark.parametrize("limit_ms", [5, 12])
+def test_no_read_is_given_up_before_its_limit(redis_server, limit_ms):
+    """A Redis that hangs has all of the limit, also where its parts are less than the event loop's clock can count."""
+
+    async def scenario(reads):
+        await value(reads, "first")
+        redis_server.pause()
+        began = time.perf_counter()
+        with pytest.raises(StoreUnavailable):
+            await value(reads, "second")
+        return time.perf_counter() - began
+
+    limits = Limits(read_s=limit_ms / 1000, connect_s=5.0, probe_every_s=0.01)
+    try:
+        # Less a millisecond, as the clock may have begun one before.
+        assert run(redis_server, scenario, limits, by=uvloop.run) >= (limit_ms - 1) / 1000
+    finally:
+        redis_server.resume()
 
 
 def test_refusal_is_unavailable(redis_server, client):

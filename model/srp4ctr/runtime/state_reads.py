@@ -23,7 +23,9 @@ from srp4ctr.runtime.near_cache import Kept, NearCache
 log = structlog.get_logger()
 
 TICKS = 25
-"""In so many steps the limit of a read passes."""
+"""In so many steps the limit of a read passes, at most."""
+LEAST_TICK_MS = 1
+"""uvloop's clock counts whole milliseconds: half of one is no time at all, and one and a half are two."""
 TIMEOUTS_UNTIL_LOST = 3
 
 
@@ -129,6 +131,10 @@ class StateReads:
         self._watching = False
         self._oldest: _Read | None = None
         self._ticks = 0
+        limit_ms = max(LEAST_TICK_MS, round(1000 * limits.read_s))
+        tick_ms = -(-limit_ms // TICKS)
+        self._tick_s = tick_ms / 1000
+        self._most_ticks = -(-limit_ms // tick_ms)
         self._timeouts = 0
         self._lost = False
         self._probe_at = 0.0
@@ -151,7 +157,7 @@ class StateReads:
         self._send(read)
         if not self._watching:
             self._watching = True
-            loop.call_later(self._limits.read_s / TICKS, self._tick)
+            loop.call_later(self._tick_s, self._tick)
         return await read.value
 
     def last_known(self, key: str) -> Kept | None:
@@ -261,10 +267,10 @@ class StateReads:
             return
         self._ticks = self._ticks + 1 if oldest is self._oldest else 1
         self._oldest = oldest
-        if self._ticks > TICKS:
+        if self._ticks > self._most_ticks:
             self._ticks = 0
             self._time_out(f"no answer within {1000 * self._limits.read_s:g} ms")
-        asyncio.get_running_loop().call_later(self._limits.read_s / TICKS, self._tick)
+        asyncio.get_running_loop().call_later(self._tick_s, self._tick)
 
     def _time_out(self, reason: str) -> None:
         self._timeouts += 1
