@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from srp4ctr.contract.errors import DependencyMissing, Srp4ctrError
@@ -55,29 +55,31 @@ def record(contestant: Contestant, workload: Workload, candidates: int, seconds:
     with contestant.start(min(os.sched_getaffinity(0))) as running:
         requests = [contestant.protocol.call(one).to(running.url) for one in questions]
         closed_loop(running.url, requests, connections=CONNECTIONS, count=len(requests))
-        command = [
-            _py_spy(),
-            "record",
-            "--pid",
-            str(running.tree.root.pid),
-            "--subprocesses",
-            "--output",
-            str(path),
-        ]
-        command += ["--duration", str(seconds), "--rate", str(LOOKS_A_SECOND)]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as spy:
-            while spy.poll() is None:
-                load = closed_loop(running.url, requests, connections=CONNECTIONS, count=ROUND)
-                if set(load.statuses) != {200}:
-                    raise Srp4ctrError(f"not every request was answered: {dict(load.statuses)}")
-                asked += ROUND
-            assert spy.stderr is not None
-            said = spy.stderr.read()
-        if spy.returncode or not path.exists():
-            raise Srp4ctrError(f"py-spy ended with {spy.returncode}: {said.strip()[-500:]}")
+
+        def keep_busy() -> None:
+            nonlocal asked
+            load = closed_loop(running.url, requests, connections=CONNECTIONS, count=ROUND)
+            if set(load.statuses) != {200}:
+                raise Srp4ctrError(f"not every request was answered: {dict(load.statuses)}")
+            asked += ROUND
+
+        spy(running.tree.root.pid, path, seconds, keep_busy, "--subprocesses")
     # Paths as they are for whoever looks at it elsewhere.
     path.write_text(path.read_text().replace(f"{Path.cwd()}/", ""))
     return asked
+
+
+def spy(pid: int, path: Path, seconds: int, keep_busy: Callable[[], None], *options: str) -> None:
+    """Have py-spy write what a process does for so long, calling `keep_busy` meanwhile; raises Srp4ctrError where it cannot."""
+    command = [_py_spy(), "record", "--pid", str(pid), "--output", str(path), *options]
+    command += ["--duration", str(seconds), "--rate", str(LOOKS_A_SECOND)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as spying:
+        while spying.poll() is None:
+            keep_busy()
+        assert spying.stderr is not None
+        said = spying.stderr.read()
+    if spying.returncode or not path.exists():
+        raise Srp4ctrError(f"py-spy ended with {spying.returncode}: {said.strip()[-500:]}")
 
 
 def _py_spy() -> str:
