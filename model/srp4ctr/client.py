@@ -5,10 +5,13 @@
 
 Requests are checked before they are sent, by the types that the service checks them with, and answers are those types.
 Scoring changes nothing, and events, impressions and forgetting change nothing the second time, so that a request is sent once more where
-no answer came (no connection, or one that was closed) or where the service had too much to do, which another replica may not
-have. A request that took too long is not: its time is gone. Whatever cannot be answered is a `ServiceProblem`, and where nobody answers, a `ServiceUnreachable`.
+no answer came (no connection, or one that was closed), and where the service had too much to do when it says that it may have less, if
+there is time until then: within the client's `timeout_s` and the request's own `deadline_ms`. A request that took too long is not sent
+again: its time is gone. Whatever cannot be answered is a `ServiceProblem`, and where nobody answers, a `ServiceUnreachable`.
 """
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -47,6 +50,7 @@ __all__ = ["AsyncClient", "Client", "Event", "ServiceProblem", "ServiceUnreachab
 
 TRIES = 2
 TIMEOUT_S = 1.0
+SHORTEST_S = 0.001
 OVERLOADED = 503
 
 R = TypeVar("R", bound=BaseModel)
@@ -208,17 +212,47 @@ def _plain(value: object) -> object:
     return value
 
 
-def _repeat(tried: int, happened: httpx.Response | httpx.TransportError) -> bool:
-    if tried == TRIES:
-        return False
-    if isinstance(happened, httpx.Response):
-        return happened.status_code == OVERLOADED
-    return isinstance(happened, httpx.NetworkError | httpx.RemoteProtocolError | httpx.ConnectTimeout)
+class Tries:
+    """When one call may be sent, and how long its answer is waited for."""
+
+    def __init__(self, request: BaseModel | None, timeout_s: float) -> None:
+        """Raises InvalidRequest where the request's deadline is beyond the client's timeout."""
+        deadline_ms = getattr(request, "deadline_ms", None)
+        if deadline_ms is not None and deadline_ms > 1000 * timeout_s:
+            raise InvalidRequest(
+                "deadline_ms",
+                f"is {deadline_ms:g}, and the client waits for {1000 * timeout_s:g} ms only; make it with a longer timeout_s",
+            )
+        self._began = time.monotonic()
+        self._timeout_s = timeout_s
+        # Whoever set a deadline has no use for an answer that was begun after it.
+        self._worth_s = timeout_s if deadline_ms is None else deadline_ms / 1000
+        self._left = TRIES
+
+    def wait_s(self) -> float:
+        """The longest wait for the next try's answer."""
+        self._left -= 1
+        return max(SHORTEST_S, self._timeout_s - (time.monotonic() - self._began))
+
+    def pause_s(self, happened: httpx.Response | httpx.TransportError) -> float | None:
+        """After which the request is to be sent once more; None where it is not."""
+        if isinstance(happened, httpx.Response):
+            if happened.status_code != OVERLOADED:
+                return None
+            after = happened.headers.get("retry-after", "0")
+            # A date is nothing that this service says.
+            pause_s = float(after) if after.isdecimal() else self._worth_s
+        elif isinstance(happened, httpx.NetworkError | httpx.RemoteProtocolError | httpx.ConnectTimeout):
+            pause_s = 0.0
+        else:
+            return None
+        in_time = time.monotonic() - self._began + pause_s < self._worth_s
+        return pause_s if self._left and in_time else None
 
 
-def _options(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+def _options(url: str, api_key: str | None) -> dict[str, Any]:
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-    return {"base_url": url, "timeout": timeout_s, "headers": headers}
+    return {"base_url": url, "headers": headers}
 
 
 def _unreachable(url: str, error: httpx.TransportError) -> ServiceUnreachable:
@@ -231,13 +265,14 @@ class Client:
     def __init__(
         self, url: str, *, api_key: str | None = None, timeout_s: float = TIMEOUT_S, binary: bool = False
     ) -> None:
-        """`url` is the service's or its balancer's; `timeout_s` the longest wait for one try.
+        """`url` is the service's or its balancer's; `timeout_s` the longest wait for an answer, all tries together.
 
         With `binary`, bodies are MessagePack and not JSON.
         """
         self._url = url
         self._wire = MessagePack() if binary else Json()
-        self._http = httpx.Client(**_options(url, api_key, timeout_s))
+        self._timeout_s = timeout_s
+        self._http = httpx.Client(**_options(url, api_key))
 
     def __enter__(self) -> Self:
         """The client; leaving closes its connections."""
@@ -282,17 +317,19 @@ class Client:
         return self._send(MODEL_CALL)
 
     def _send(self, call: Call[R]) -> R:
-        tried = 0
+        tries, content = Tries(call.request, self._timeout_s), call.content(self._wire)
         while True:
-            tried += 1
             try:
-                response = self._http.request(call.method, call.path, **call.content(self._wire))
+                response = self._http.request(call.method, call.path, timeout=tries.wait_s(), **content)
             except httpx.TransportError as error:
-                if not _repeat(tried, error):
+                pause_s = tries.pause_s(error)
+                if pause_s is None:
                     raise _unreachable(self._url, error) from error
             else:
-                if not _repeat(tried, response):
+                pause_s = tries.pause_s(response)
+                if pause_s is None:
                     return call.outcome(response, self._wire)
+            time.sleep(pause_s)
 
 
 class AsyncClient:
@@ -301,13 +338,14 @@ class AsyncClient:
     def __init__(
         self, url: str, *, api_key: str | None = None, timeout_s: float = TIMEOUT_S, binary: bool = False
     ) -> None:
-        """`url` is the service's or its balancer's; `timeout_s` the longest wait for one try.
+        """`url` is the service's or its balancer's; `timeout_s` the longest wait for an answer, all tries together.
 
         With `binary`, bodies are MessagePack and not JSON.
         """
         self._url = url
         self._wire = MessagePack() if binary else Json()
-        self._http = httpx.AsyncClient(**_options(url, api_key, timeout_s))
+        self._timeout_s = timeout_s
+        self._http = httpx.AsyncClient(**_options(url, api_key))
 
     async def __aenter__(self) -> Self:
         """The client; leaving closes its connections."""
@@ -356,14 +394,16 @@ class AsyncClient:
         return await self._send(MODEL_CALL)
 
     async def _send(self, call: Call[R]) -> R:
-        tried = 0
+        tries, content = Tries(call.request, self._timeout_s), call.content(self._wire)
         while True:
-            tried += 1
             try:
-                response = await self._http.request(call.method, call.path, **call.content(self._wire))
+                response = await self._http.request(call.method, call.path, timeout=tries.wait_s(), **content)
             except httpx.TransportError as error:
-                if not _repeat(tried, error):
+                pause_s = tries.pause_s(error)
+                if pause_s is None:
                     raise _unreachable(self._url, error) from error
             else:
-                if not _repeat(tried, response):
+                pause_s = tries.pause_s(response)
+                if pause_s is None:
                     return call.outcome(response, self._wire)
+            await asyncio.sleep(pause_s)

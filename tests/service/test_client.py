@@ -34,7 +34,7 @@ def test_client_gives_what_the_service_answers(first, store, url, binary):
     """All methods give typed answers of what they are asked, in JSON and in MessagePack."""
     store.put_many("first", [("1", first.state())])
     with Client(url, binary=binary) as client:
-        scored = client.score("1", ITEMS, context={"hour": 13}, deadline_ms=5000)
+        scored = client.score("1", ITEMS, context={"hour": 13}, deadline_ms=900)
         assert scored.scores == pytest.approx(first.scores(ITEMS, 0.5, {"hour": 13}), abs=1e-6)
         assert (scored.user_state.status, scored.tier, scored.model_version) == ("fresh", "full", "first")
         ranked = client.rank("1", ITEMS, top_k=2, candidate_features={"hour": [1, 2, 3, 4]})
@@ -90,6 +90,8 @@ def test_wrong_requests_are_refused_with_their_field(url, binary):
             (("1", []), {}, "item_ids"),
             (("", ["1"]), {}, "user_id"),
             (("1", ["1"]), {"deadline_ms": -1}, "deadline_ms"),
+            # Longer than the client waits.
+            (("1", ["1"]), {"deadline_ms": 1001}, "deadline_ms"),
         ):
             with pytest.raises(InvalidRequest) as refused:
                 client.score(*arguments, **fields)
@@ -108,7 +110,7 @@ def test_nobody_there_is_unreachable():
 
 @contextmanager
 def answering(*outcomes):
-    """A server that meets requests by these outcomes, one after the other: a status, or None to hang up."""
+    """A server that meets requests by these outcomes, one after the other: a status, with Retry-After or not, or None to hang up."""
     left = list(outcomes)
     problem = Problem(type="/problems/x", title="A problem", status=0, detail="d", request_id="r")
 
@@ -116,7 +118,9 @@ def answering(*outcomes):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
-            outcome = left.pop(0)
+            outcome, after = left.pop(0), None
+            if isinstance(outcome, tuple):
+                outcome, after = outcome
             if outcome is None:
                 self.close_connection = True
                 return
@@ -127,6 +131,8 @@ def answering(*outcomes):
             )
             self.send_response(outcome)
             self.send_header("content-length", str(len(text)))
+            if after is not None:
+                self.send_header("retry-after", after)
             self.end_headers()
             self.wfile.write(text.encode())
 
@@ -147,6 +153,8 @@ def answering(*outcomes):
     ("outcomes", "error", "unused"),
     [
         ([503, 422, 422], "422", 1),
+        ([(503, "0"), 422, 422], "422", 1),
+        ([(503, "1"), 422, 422], "503", 2),
         ([None, 422, 422], "422", 1),
         ([503, 503, 422], "503", 1),
         ([None, None, 422], "disconnected", 1),
@@ -156,7 +164,7 @@ def answering(*outcomes):
     ],
 )
 def test_what_may_be_repeated_is_sent_once_more(outcomes, error, unused):
-    """No answer and an overloaded service are tried once more, and nothing else is."""
+    """No answer and an overloaded service are tried once more if there is time for it, and nothing else is."""
     with answering(*outcomes) as (url, left):
         with Client(url) as client, pytest.raises((ServiceProblem, ServiceUnreachable), match=error):
             client.model()
