@@ -13,6 +13,8 @@ from srp4ctr_service.telemetry import Telemetry
 
 MAX_HEAD_BYTES = 32 * 1024
 """Of a request's line and headers together: four times what proxies commonly pass on. The parser has no limit."""
+MAX_PIPELINED = 1000
+"""Requests of one connection that wait for the answer to one before them."""
 _LATE = "srp4ctr.late"
 
 
@@ -21,19 +23,29 @@ def is_late(scope: Scope) -> bool:
     return _LATE in scope
 
 
+class _EndedError(Exception):
+    """Ends the parsing of a connection that is closed."""
+
+
 class BoundedHttp(HttpToolsProtocol):
-    """Answers 431 to a head that is too long and 408 to one that does not end; tells the app of a body that does not.
+    """Answers 431 to a head that is too long, 408 to one that does not end and 400 to what is no HTTP; tells the app of a body
+    that does not end, and cuts off who goes on with one after the answer.
 
     A clock runs only for a request that was not there at once, so that the others, nearly all, cost nothing.
     """
 
-    def __init__(self, *parts: Any, arrival_s: float, **named: Any) -> None:
-        """As uvicorn makes them, for requests that must arrive within `arrival_s` seconds of their first byte."""
+    def __init__(self, *parts: Any, arrival_s: float, max_unread: int, **named: Any) -> None:
+        """As uvicorn makes them, for requests that must arrive within `arrival_s` seconds of their first byte.
+
+        Of a request that was answered before its end so many bytes more are taken, and dropped.
+        """
         super().__init__(*parts, **named)
         app: Any = self.app
         self._door: Door = app.door
         self._telemetry: Telemetry = app.telemetry
         self._arrival_s = arrival_s
+        self._max_unread = max_unread
+        self._unread = self._piece = 0
         self._head_bytes = 0
         self._in_head = self._in_message = False
         self._turned_away_at = -math.inf
@@ -43,12 +55,16 @@ class BoundedHttp(HttpToolsProtocol):
         """Bytes from the client."""
         if self._between and self._turned_away(data):
             return
+        self._piece = len(data)
         super().data_received(data)
         if self._in_head:
-            # A head that ends within the piece that it began in is no longer than a read.
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large", "headers-too-large", 431)
+                self._refuse_head()
+        elif self._in_message and self.cycle is not None and self.cycle.response_complete:
+            self._unread += len(data)
+            if self._unread > self._max_unread:
+                self.transport.close()
         if self._arriving:
             if self._clock is None:
                 self._clock = self.loop.call_later(self._arrival_s, self._late)
@@ -63,11 +79,21 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first byte."""
         self._in_head = self._in_message = True
-        self._head_bytes = 0
+        self._head_bytes = self._unread = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The end of its head."""
+        # No longer than the pieces that it came in, so that few are measured.
+        if self._head_bytes + self._piece > MAX_HEAD_BYTES:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > MAX_HEAD_BYTES:
+                self._refuse_head()
+                raise _EndedError
+        if len(self.pipeline) >= MAX_PIPELINED:
+            # Its answers come in order, so that there is none to give to this request now.
+            self.transport.close()
+            raise _EndedError
         self._in_head = False
         super().on_headers_complete()
 
@@ -115,10 +141,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     @property
     def _arriving(self) -> bool:
-        return not self.transport.is_closing() and (
-            self._in_head
-            or (self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete)
-        )
+        return not self.transport.is_closing() and self._in_message
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
@@ -131,9 +154,19 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self._in_head:
             self._refuse(b"408 Request Timeout", "request-timeout", 408)
+        elif self.cycle.response_complete:
+            self.transport.close()
         else:
             self.scope[_LATE] = True  # type: ignore[literal-required]
             self.cycle.message_event.set()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- uvicorn says which
+        """Answer what the parser does not take, unless its connection has ended already."""
+        if not self.transport.is_closing():
+            self._refuse(b"400 Bad Request", "malformed-request", 400)
+
+    def _refuse_head(self) -> None:
+        self._refuse(b"431 Request Header Fields Too Large", "headers-too-large", 431)
 
     def _refuse(self, status: bytes, kind: str, number: int) -> None:
         body = b'{"type":"/problems/%s","title":"%s","status":%d}' % (kind.encode(), status[4:], number)

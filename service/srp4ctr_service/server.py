@@ -19,7 +19,12 @@ def server_config(app: ASGIApp | Callable[[], ASGIApp], settings: Settings, work
         factory=workers > 1,
         workers=workers,
         loop="uvloop",
-        http=partial(BoundedHttp, arrival_s=settings.arrival_timeout_ms / 1000),  # type: ignore[arg-type]
+        http=partial(  # type: ignore[arg-type]
+            BoundedHttp,
+            arrival_s=settings.arrival_timeout_ms / 1000,
+            # Twice what is taken of one: a client that sends all before it reads shall read why it was refused.
+            max_unread=2 * settings.max_body_bytes,
+        ),
         ws="none",
         lifespan="on",
         # Request lines are logged by the app itself.

@@ -207,6 +207,54 @@ def test_long_head_is_told(shared_api):
     assert b"/problems/headers-too-large" in answer
 
 
+def test_long_head_in_one_piece(shared_api):
+    """A head is as long as it is, however few pieces it comes in."""
+    with socket.create_connection((shared_api.base_url.host, shared_api.base_url.port), timeout=30) as raw:
+        raw.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 8000 + b"\r\n")
+        answer = raw.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"/problems/headers-too-large" in answer
+
+
+def test_what_is_no_http(shared_api):
+    """Bytes that are no request get a problem, and the end of the connection."""
+    with socket.create_connection((shared_api.base_url.host, shared_api.base_url.port), timeout=30) as raw:
+        raw.sendall(b"nonsense\r\n\r\n")
+        answer = raw.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in answer
+    assert b"/problems/malformed-request" in answer
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_client_that_does_not_end_after_its_answer(start, settings, goes_on):
+    """A client that was refused and goes on sending, or stops in the middle, is cut off."""
+    client = start(settings.model_copy(update={"max_body_bytes": 1000, "arrival_timeout_ms": 2000}))
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as raw:
+        raw.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n{")
+        assert raw.recv(65_536).startswith(b"HTTP/1.1 413 ")
+        if goes_on:
+            with pytest.raises(ConnectionError):
+                _send_on(raw, b"x" * 6000)
+        else:
+            assert raw.recv(65_536) == b""
+
+
+def test_requests_that_do_not_wait_for_answers(shared_api):
+    """A hundred requests in a row are answered in a row; who sends thousands without end is cut off."""
+    where = (shared_api.base_url.host, shared_api.base_url.port)
+    one = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
+    last = b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    with socket.create_connection(where, timeout=30) as raw:
+        raw.sendall(100 * one + last)
+        answers = raw.makefile("rb").read()
+    assert answers.count(b"HTTP/1.1 200 ") == 100
+    assert answers.index(b"HTTP/1.1 404 ") > answers.rindex(b"HTTP/1.1 200 ")
+    with socket.create_connection(where, timeout=30) as raw, pytest.raises(ConnectionError):
+        _send_on(raw, 5000 * one)
+    assert shared_api.post("/score", content=good()).status_code == 200
+
+
 def test_client_that_leaves_early_does_no_harm(shared_api):
     """A client that hangs up in the middle of its body is forgotten, and the next one is served."""
     with socket.create_connection((shared_api.base_url.host, shared_api.base_url.port), timeout=30) as raw:
