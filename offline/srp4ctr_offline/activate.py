@@ -10,14 +10,15 @@ from pathlib import Path
 
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime import local_redis
-from srp4ctr.runtime.bundle import find_bundle, open_revision
+from srp4ctr.runtime.bundle import find_bundle
 from srp4ctr.runtime.cpus import usable_cpus
 from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr.runtime.state_store import StateStore
-from srp4ctr_offline.catch_up import catch_up
+from srp4ctr_offline.catch_up import catch_up, with_items_in_use
 from srp4ctr_offline.gate import pass_gate
+from srp4ctr_offline.left_items import look_for_left_items
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +29,8 @@ def main(argv: Sequence[str]) -> int:
         description="Reads a bundle and the active one, verifying their files, what publish declared in Redis, and the run's "
         "prepared/ and tables. Writes how the two compare to activate/metrics.json in the run, the states of users who acted "
         "since the version's snapshot, and then the one pointer that services follow. A version that is "
-        "not published to the end, or that is worse on the test rows than [gate] in the run's configuration allows, is refused.",
+        "not published to the end, that is worse on the test rows than [gate] in the run's configuration allows, or that lacks items "
+        "which srp4ctr items added to the active one, is refused.",
     )
     parser.add_argument("version", help="a version below var/bundles, where services will look for it")
     parser.add_argument("--run", type=Path, help="the run's folder (default: var/runs/<name in the bundle>)")
@@ -37,6 +39,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--no-gate", action="store_true", help="do not compare the version with the active one"
+    )
+    parser.add_argument(
+        "--leave-items",
+        action="store_true",
+        help="go on although items that srp4ctr items added to the active version are not in this one's item table: they are "
+        "scored as unknown items then",
     )
     arguments = parser.parse_args(argv)
     bundle = find_bundle(arguments.version, settings.bundles_dir)
@@ -52,12 +60,17 @@ def main(argv: Sequence[str]) -> int:
     elif before.version != version:
         folder = arguments.run or settings.runs_dir / bundle.manifest.name
         pass_gate(bundle, before.version, settings.bundles_dir, folder, arguments.threads)
-    store.announce(version)
+    current = with_items_in_use(bundle, store)
+    if before is not None and before.version != version:
+        look_for_left_items(store, before.version, current, settings.bundles_dir, leave=arguments.leave_items)
+    events = EventStore(client, keys, settings.retention)
+
+    def renew() -> None:
+        store.announce(version)
+
+    renew()
     try:
-        revision = store.items_revision(version)
-        current = bundle if revision is None else open_revision(bundle, revision)
-        events = EventStore(client, keys, settings.retention)
-        done = catch_up(current, events, store, arguments.threads)
+        done = catch_up(current, events, store, arguments.threads, renew)
         if done.behind:
             print(f"caught up {done.behind:,} users who acted since the snapshot")
         active = store.activate(version, fingerprint)

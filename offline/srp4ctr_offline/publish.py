@@ -6,10 +6,11 @@ is what Redis gives back. It yields to whoever else needs Redis: when that becom
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from srp4ctr_offline.encode import Batch, UserEncoder, Users
 from srp4ctr_offline.histories import RawHistories
 from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.run import config_of_run, write_json
+from srp4ctr_offline.snapshot_writer import Seeding, SnapshotWriter
 
 SAMPLE = 1000
 CHUNK = 10_000
@@ -84,41 +86,6 @@ class Throttle:
             self.paused_s += self._pause_s
 
 
-@dataclass(frozen=True)
-class Seeding:
-    """Raw histories, and the store that they are to be in."""
-
-    histories: RawHistories
-    events: EventStore
-
-
-class Writer:
-    """Writes batches of users: their raw histories first, so that a state counts no event that it lacks."""
-
-    def __init__(self, store: StateStore, manifest: Manifest, users: int, seeding: Seeding | None) -> None:
-        self._store = store
-        self._manifest = manifest
-        self._seeding = seeding
-        self.sequences = np.zeros(users, np.int64)
-        """Of the states that were written, by user."""
-
-    def write(self, batch: Batch) -> None:
-        """Write one batch."""
-        if self._seeding is not None:
-            ids = [one.user_id for one in batch.encoded]
-            packed = self._seeding.histories.packed(batch.users)
-            self.sequences[batch.users] = self._seeding.events.seed(zip(ids, packed, strict=True))
-        manifest = self._manifest
-        states = [
-            (
-                one.user_id,
-                manifest.encode_state(replace(one.state, sequence=sequence)),
-            )
-            for one, sequence in zip(batch.encoded, self.sequences[batch.users].tolist(), strict=True)
-        ]
-        self._store.put_many(manifest.version, states)
-
-
 def publish(
     bundle: Bundle,
     prepared: Prepared,
@@ -140,9 +107,9 @@ def publish(
         begin.users if begin and (begin.fingerprint, begin.data) == (manifest.fingerprint, data) else 0
     )
     state_bytes = prepared.mean_state_bytes(manifest.state)
-    _check_room(store, order[resumed_at:], state_bytes, seeding)
+    _check_room(store, manifest.version, prepared, order[resumed_at:], state_bytes, seeding)
     throttle = Throttle(store.latency_s, max_latency_s)
-    writer = Writer(store, manifest, len(order), seeding)
+    writer = SnapshotWriter(store, bundle, len(order), seeding)
 
     def write(batch: Batch) -> None:
         writer.write(batch)
@@ -184,22 +151,42 @@ def needed_bytes(users: int, state_bytes: float) -> float:
     return users * (ROUNDING * state_bytes + KEY_BYTES)
 
 
-def _check_room(store: StateStore, users: Users, state_bytes: float, seeding: Seeding | None) -> None:
+def _check_room(
+    store: StateStore,
+    version: str,
+    prepared: Prepared,
+    users: Users,
+    state_bytes: float,
+    seeding: Seeding | None,
+) -> None:
+    """Raise StoreError where what Redis does not have yet, by a sample of the users, takes more than it has left."""
+    if not len(users):
+        return
     room = store.room_bytes()
-    needed = needed_bytes(len(users), state_bytes)
+    some = _sample(users)
+    ids = [prepared.users.ids[user].decode() for user in some]
+    needed = needed_bytes(len(users), state_bytes) * _absent(store.exist(version, ids))
     if seeding is not None:
-        needed += needed_bytes(len(users), _history_bytes(seeding.histories, users))
+        history_bytes = _history_bytes(seeding.histories, some)
+        needed += needed_bytes(len(users), history_bytes) * _absent(seeding.events.exist(ids))
     if needed > (1 - SPARE) * room:
         raise StoreError(
-            f"{len(users):,} states{' and histories' if seeding else ''} need about {needed / 1e6:,.1f} MB, and Redis has {room / 1e6:,.1f} MB left; give it more, "
+            f"{len(users):,} states{' and histories' if seeding else ''} need about {needed / 1e6:,.1f} MB more, and Redis has {room / 1e6:,.1f} MB left; give it more, "
             "or remove versions that are no longer used: srp4ctr versions --prune"
         )
 
 
+def _sample(users: Users) -> Users:
+    return users[:: max(1, len(users) // SAMPLE)]
+
+
+def _absent(there: Sequence[bool]) -> float:
+    return 1 - sum(there) / len(there)
+
+
 def _history_bytes(histories: RawHistories, users: Users) -> float:
-    """Bytes of a raw history, the mean of a sample."""
-    some = users[:: max(1, len(users) // SAMPLE)]
-    sizes = [sum(len(event) + EVENT_BYTES for event in events) for events in histories.packed(some)]
+    """Bytes of a raw history, the mean of these users'."""
+    sizes = [sum(len(event) + EVENT_BYTES for event in events) for events in histories.packed(users)]
     return sum(sizes) / max(1, len(sizes))
 
 
@@ -227,6 +214,7 @@ def _missing(
         if seeding is not None:
             # An empty list is no key.
             there[at : at + CHUNK] &= np.array(seeding.events.exist(ids), bool) | without[some]
+        there[at : at + CHUNK] |= np.array(store.forgotten(ids), bool)
     lost: Users = users[~there]
     return lost
 
@@ -245,6 +233,8 @@ def _verify(
             for one, data, sequence in zip(batch.encoded, found, expected, strict=True)
             if not _equal(manifest, one.state, data, sequence)
         ]
+    # Asked last: whoever was forgotten meanwhile is marked before the state goes.
+    wrong = [one for one, forgotten in zip(wrong, store.forgotten(wrong), strict=True) if not forgotten]
     if wrong:
         raise StoreError(
             f"{len(wrong)} of {len(sample)} states read back are not what the encoder gives, the first that of "
@@ -320,6 +310,12 @@ def main(argv: Sequence[str]) -> int:
     if not arguments.no_histories:
         _check_bound(prepared, settings)
         histories = RawHistories.read(config_of_run(folder), prepared)
+        if not (prepared.events.time_ms > 0).any():
+            print(
+                "the snapshot has no timestamps ([schema] timestamp): events that are sent to POST /events come after all of "
+                "it, whatever their time, and one that a later snapshot has, too, counts twice",
+                file=sys.stderr,
+            )
         seeding = Seeding(histories, EventStore(client, keys, settings.retention))
     store = StateStore(client, keys, settings.state_ttl_s)
     done = publish(bundle, prepared, store, seeding, arguments.threads, arguments.max_latency_ms / 1000)

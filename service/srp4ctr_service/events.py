@@ -6,7 +6,7 @@ from collections import defaultdict
 from srp4ctr.contract.errors import InvalidRequest
 from srp4ctr.contract.events import RawEvent
 from srp4ctr.contract.http_types import EventsRequest
-from srp4ctr.contract.transforms import BEHAVIOUR
+from srp4ctr.contract.transforms import BEHAVIOUR, check_value
 from srp4ctr.runtime.event_store import AsyncEventStore
 from srp4ctr_service.request_scope import RequestInfo
 from srp4ctr_service.settings import Settings
@@ -60,6 +60,9 @@ class Events:
 
     def _check(self, request: EventsRequest) -> None:
         transforms = self._versions.current().bundle.transforms
+        own = {feature.name for feature in transforms.features(BEHAVIOUR)}
+        # Clients learn of a switch later than services. What is stored is raw, and each version reads what it knows of it.
+        elsewhere = self._versions.behaviours_before() - own
         latest = time.time_ns() // 1_000_000 + self._max_ahead_ms
         for place, event in enumerate(request.events):
             if event.timestamp_ms > latest:
@@ -69,4 +72,7 @@ class Events:
                     "Unix milliseconds are wanted",
                 )
             # For what it raises: other versions make other codes of the values.
-            transforms.encode_values(BEHAVIOUR, event.features, f"events[{place}].features")
+            features = dict(event.features)
+            for name in elsewhere.intersection(features):
+                check_value(features.pop(name), f"events[{place}].features.{name}")
+            transforms.encode_values(BEHAVIOUR, features, f"events[{place}].features")

@@ -19,6 +19,7 @@ from srp4ctr.contract.errors import (
     NoActiveModel,
     NotAuthorized,
     Overloaded,
+    StoreError,
     StoreUnavailable,
 )
 from srp4ctr.contract.http_types import FieldError, Problem
@@ -57,6 +58,7 @@ BY_ERROR: tuple[tuple[type[Exception], Kind], ...] = (
     (DeadlineMissed, Kind("deadline-missed", 504, "The deadline passed before there was any answer")),
     (NoActiveModel, Kind("no-active-model", 503, "There is no model to score with, yet")),
     (StoreUnavailable, Kind("store-unavailable", 503, "Redis did not do what the request needs")),
+    (StoreError, Kind("store-damaged", 503, "What Redis holds cannot be used")),
     (ClientDisconnect, Kind("client-gone", 400, "The client left before its body had arrived")),
 )
 
@@ -74,7 +76,7 @@ def answer(error: Exception, info: RequestInfo, telemetry: Telemetry) -> Respons
     )
     if kind is INTERNAL:
         log.error("unforeseen_error", request_id=info.request_id, exc_info=error)
-    if isinstance(error, NoActiveModel | StoreUnavailable):
+    if isinstance(error, NoActiveModel | StoreError):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if isinstance(error, NotAuthorized):
         headers["WWW-Authenticate"] = "Bearer"

@@ -8,8 +8,11 @@ import time
 from collections.abc import AsyncIterator
 
 import structlog
+from pydantic import ValidationError
 
 from srp4ctr.contract.errors import BundleError, NoActiveModel, Srp4ctrError, StoreError
+from srp4ctr.contract.schema import FeatureSchema
+from srp4ctr.contract.transforms import SCHEMA
 from srp4ctr.runtime.bundle import open_revision
 from srp4ctr.runtime.state_store import Active, AsyncStateStore
 from srp4ctr_service.background import in_background
@@ -33,6 +36,7 @@ class Versions:
         self._store = store
         self._telemetry = telemetry
         self._model: ServedModel | None = None
+        self._before: tuple[str | None, frozenset[str]] = None, frozenset()
         self._refused: tuple[Active, str | None] | None = None
         self._retry_s = 0.0
         self._retry_at = 0.0
@@ -44,6 +48,10 @@ class Versions:
         if self._model is None:
             raise NoActiveModel(f"no model is loaded: {self.trouble}")
         return self._model
+
+    def behaviours_before(self) -> frozenset[str]:
+        """Names of the behaviour features of the version before the active one; none where its bundle is not here."""
+        return self._before[1]
 
     @contextlib.asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
@@ -71,6 +79,9 @@ class Versions:
             if self._model is None:
                 self._say("no version has been activated; run: srp4ctr activate")
             return
+        if active.previous != self._before[0]:
+            names = await asyncio.to_thread(_behaviours, self._settings, active.previous)
+            self._before = active.previous, names
         model = self._model
         there = model is not None and _is(model, active)
         try:
@@ -145,6 +156,17 @@ def _with_items(model: ServedModel, revision: str | None) -> ServedModel:
     except Exception as error:
         # As of a bundle: nothing must end the loop that would mend it.
         raise BundleError(f"the items {revision or 'of the bundle'} cannot be loaded: {error}") from error
+
+
+def _behaviours(settings: Settings, version: str | None) -> frozenset[str]:
+    if version is None or not _VERSION.fullmatch(version):
+        return frozenset()
+    try:
+        schema = (settings.bundles_dir / version / SCHEMA).read_bytes()
+        return frozenset(one.name for one in FeatureSchema.model_validate_json(schema).behaviour_features)
+    except (OSError, ValidationError) as error:
+        log.warning("version_before_not_known", version=version, reason=str(error))
+        return frozenset()
 
 
 def _open(settings: Settings, active: Active) -> ServedModel:

@@ -271,10 +271,11 @@ def run_bare(folder: Path, rows: pl.DataFrame, **schema) -> Bundle:
     return export(config, folder / "run", folder / "bundles")
 
 
-def test_a_schema_of_ids_alone(tmp_path, store) -> None:
+def test_a_schema_of_ids_alone(tmp_path, store, redis_server, monkeypatch, capsys) -> None:
     """Without attributes, behaviours, user and context features the chain still ends in published states.
 
-    No test user has both labels, so that GAUC is not defined, and the bundle says nothing of it.
+    No test user has both labels, so that GAUC is not defined, and the bundle says nothing of it. Without timestamps, publishing
+    histories warns that no event can be told from the snapshot's.
     """
     bundle = run_bare(tmp_path, pl.DataFrame(TABLES), max_events=2)
     assert [one.name for one in bundle.manifest.scorer.inputs] == ["tokens", "item_vectors"]
@@ -284,6 +285,13 @@ def test_a_schema_of_ids_alone(tmp_path, store) -> None:
     assert publish(bundle, prepared, store).users == 2
     score = OnnxScorer(bundle)(bundle.cold_state, bundle.items.vectors, np.empty(0, np.int32))
     assert np.isfinite(score).all()
+    monkeypatch.setenv("SRP4CTR_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("SRP4CTR_VAR_DIR", str(tmp_path))
+    publishing = ["publish", bundle.manifest.version, "--run", str(tmp_path / "run"), "--threads", "1"]
+    assert cli([*publishing, "--no-histories"]) == 0
+    assert "no timestamps" not in capsys.readouterr().err
+    assert cli(publishing) == 0
+    assert "the snapshot has no timestamps ([schema] timestamp)" in capsys.readouterr().err
 
 
 def test_nothing_to_learn_from_is_said(tmp_path) -> None:

@@ -1,15 +1,25 @@
 """`srp4ctr publish`: whatever it is cut off by, it completes when it is run again, and says published only of whole versions."""
 
+import asyncio
 import dataclasses
 
+import numpy as np
 import pytest
 
 from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.events import RawEvent, Retention
 from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.event_store import AsyncEventStore, EventStore
+from srp4ctr.runtime.history_encoder import HistoryEncoder
+from srp4ctr.runtime.redis_client import connect_async
+from srp4ctr.runtime.settings import StoreSettings
 from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_offline import encode
 from srp4ctr_offline import publish as job
+from srp4ctr_offline.catch_up import catch_up
+from srp4ctr_offline.histories import RawHistories
 from srp4ctr_offline.publish import Throttle, needed_bytes, publish
+from srp4ctr_offline.snapshot_writer import Seeding
 
 
 @pytest.fixture(autouse=True)
@@ -19,17 +29,38 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(job, "CHUNK", 50)
 
 
+NOW_MS = 4_000_000_000_000
+
+
+def seeding_of(tiny, store) -> Seeding:
+    """The small run's raw histories, and where they go."""
+    events = EventStore(store._client, Keys(), Retention(128))
+    return Seeding(RawHistories.read(tiny.config, tiny.prepared), events)
+
+
+def record(store, user_id, event) -> None:
+    """Have an event of the user acknowledged."""
+
+    async def run():
+        address = store._client.connection_pool.connection_kwargs["path"]
+        url = f"unix://{address}"
+        async with connect_async(StoreSettings(), url) as client:
+            await AsyncEventStore(client, Keys(), Retention(128)).record({user_id: [event]}, 5.0)
+
+    asyncio.run(run())
+
+
 class CutOff(StateStore):
     """A store whose connection ends after some batches."""
 
     batches = 3
 
-    def put_many(self, version, states):
+    def put_each(self, version, states):
         """Write, until the connection ends."""
         if not self.batches:
             raise StoreUnavailable("Redis: the connection was closed")
         self.batches -= 1
-        return super().put_many(version, states)
+        return super().put_each(version, states)
 
 
 def test_publish_may_be_rerun_and_activate_waits_for_it(tiny, store) -> None:
@@ -94,12 +125,12 @@ def test_publish_notices_lost_states(tiny, store) -> None:
     class Forgetful(StateStore):
         """A store whose Redis evicts what it has just taken."""
 
-        def put_many(self, version, states):
+        def put_each(self, version, states):
             """Write, and lose one."""
             states = list(states)
-            super().put_many(version, states)
+            outcomes = super().put_each(version, states)
             self._client.delete(self._keys.state(version, states[0][0]))
-            return len(states)
+            return outcomes
 
     forgetful = Forgetful(store._client, Keys())
     with pytest.raises(StoreError, match="does not keep"):
@@ -113,11 +144,11 @@ def test_publish_notices_wrong_states(tiny, store) -> None:
     class Overwritten(StateStore):
         """A store below whose namespace something else writes."""
 
-        def put_many(self, version, states):
+        def put_each(self, version, states):
             """Write, each user the state of the one before."""
             states = list(states)
             data = [one for _, one in states]
-            return super().put_many(
+            return super().put_each(
                 version, zip([one for one, _ in states], data[1:] + data[:1], strict=True)
             )
 
@@ -131,11 +162,89 @@ def test_publish_looks_for_room_before_it_writes(tiny, store) -> None:
     version = tiny.bundle.manifest.version
     used = store._client.info("memory")["used_memory"]
     store._client.config_set("maxmemory", used + 50_000)
-    with pytest.raises(StoreError, match=r"states need about 0\.\d MB, and Redis has 0\.\d MB left"):
+    with pytest.raises(StoreError, match=r"states need about 0\.\d MB more, and Redis has 0\.\d MB left"):
         publish(tiny.bundle, tiny.prepared, store)
     assert not any(store.exist(version, tiny.user_ids))
     store._client.config_set("maxmemory", used + 50_000_000)
     publish(tiny.bundle, tiny.prepared, store)
+
+
+def test_publish_needs_no_room_for_what_is_there(tiny, store) -> None:
+    """Run again, it looks for room only for histories and states that Redis does not have."""
+    seeding = seeding_of(tiny, store)
+    limit = store._client.info("memory")["used_memory"] + 400_000
+    store._client.config_set("maxmemory", limit)
+    with pytest.raises(StoreError, match="states and histories need about"):
+        publish(tiny.bundle, tiny.prepared, store, seeding)
+    store._client.config_set("maxmemory", 0)
+    publish(tiny.bundle, tiny.prepared, store, seeding)
+    store._client.config_set("maxmemory", store._client.info("memory")["used_memory"] + 400_000)
+    assert publish(tiny.bundle, tiny.prepared, store, seeding).users == len(tiny.user_ids)
+
+
+def test_who_is_forgotten_meanwhile_stays_forgotten(tiny, store) -> None:
+    """Of a user who is forgotten before, while and after publish writes the user, nothing is there when it ends."""
+    seeding, version = seeding_of(tiny, store), tiny.bundle.manifest.version
+    gone: list[str] = []
+
+    class Forgetting(StateStore):
+        """A store in which users are forgotten while publish writes its second batch."""
+
+        def put_each(self, version, states):
+            """Forget one of the batch before, one of this one, and one that is to come; and write."""
+            states = list(states)
+            batches.append([user_id for user_id, _ in states])
+            if len(batches) == 2:
+                written = {user_id for batch in batches for user_id in batch}
+                to_come = next(one for one in reversed(tiny.user_ids) if one not in written)
+                gone.extend([batches[0][3], batches[1][3], to_come])
+                for user_id in gone:
+                    seeding.events.forget(user_id, [version])
+                # This one comes back at once.
+                record(store, to_come, RawEvent(NOW_MS, "again", tiny.item_ids[0], {}))
+            return super().put_each(version, states)
+
+    batches: list[list[str]] = []
+    publish(tiny.bundle, tiny.prepared, Forgetting(store._client, Keys()), seeding)
+    assert store.published(version) is not None
+    assert sum(store.exist(version, tiny.user_ids)) == len(tiny.user_ids) - 3
+    assert not any(store.exist(version, gone))
+    assert seeding.events.exist(gone) == [False, False, True]
+    assert catch_up(tiny.bundle, seeding.events, store).written == 1
+    (data,) = store.get_many(version, gone[2:])
+    assert tiny.bundle.manifest.decode_state(data).events == 1
+    # Nor does a publish that begins later bring them back.
+    publish(tiny.bundle, tiny.prepared, store, seeding)
+    assert store.exist(version, gone) == [False, False, True]
+
+
+def test_a_newer_state_in_place_gets_what_the_snapshot_has(tiny, store) -> None:
+    """A state that counts more events than the snapshot is made anew of both; one whose history went gives way to the snapshot."""
+    seeding, manifest = seeding_of(tiny, store), tiny.bundle.manifest
+    counts = tiny.prepared.event_counts()
+    one, other = np.flatnonzero((counts > 4) & (counts < 11))[:2]
+    users = [tiny.user_ids[one], tiny.user_ids[other]]
+    # An older snapshot, and an event since.
+    seeding.events.seed(
+        (user_id, events[:2])
+        for user_id, events in zip(users, seeding.histories.packed(np.array([one, other])), strict=True)
+    )
+    for user_id in users:
+        record(store, user_id, RawEvent(NOW_MS, f"e-{user_id}", tiny.item_ids[0], {"event_type": "click"}))
+    assert catch_up(tiny.bundle, seeding.events, store).written == 2
+    store._client.delete(Keys().history(users[1]), Keys().sequence(users[1]))
+
+    publish(tiny.bundle, tiny.prepared, store, seeding)
+    assert list(seeding.events.users_behind(manifest.version)) == [[]]
+    states = [manifest.decode_state(data) for data in store.get_many(manifest.version, users)]
+    assert [state.events for state in states] == [counts[one] + 1, counts[other]]
+    assert states[0].last_event_at_ms == NOW_MS
+    assert states[1].sequence == 0
+    (history,) = seeding.events.histories(users, [manifest.version])
+    assert len(history.events) == counts[one] + 1
+    (expected,) = HistoryEncoder(tiny.bundle).encode([history])
+    for name, array in expected.state.arrays.items():
+        np.testing.assert_allclose(states[0].arrays[name], array, atol=2e-3)
 
 
 def test_needed_memory_is_what_redis_takes(tiny, store) -> None:

@@ -8,7 +8,7 @@ from srp4ctr.contract.errors import StoreUnavailable
 from srp4ctr.contract.events import RawEvent, Retention, pack_event, unpack_history
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.acted import ActedStreams
-from srp4ctr.runtime.event_store import AsyncEventStore, Counted, EventStore
+from srp4ctr.runtime.event_store import FORGOTTEN_S, AsyncEventStore, Counted, EventStore
 from srp4ctr.runtime.redis_client import SERVICE_CONNECTIONS, connect, connect_async
 from srp4ctr.runtime.settings import StoreSettings
 
@@ -139,6 +139,33 @@ def test_what_went_for_newer_ones_does_not_come_back(shelf):
     assert shelf.record(*first) == ["stored"] * 8 + ["too_old"]
     assert shelf.record(*first) == ["duplicate"] * 8 + ["too_old"]
     assert len(shelf.history()) == 8
+
+
+def test_late_events_of_one_request_move_a_history_once(shelf):
+    """However many of them there are, the list is written anew once, each event in its place and the oldest gone."""
+    shelf.record(*(of(100 + number, f"i{number}", f"e-{number}") for number in range(8)))
+    before = shelf.redis.info("commandstats")["cmdstat_rpush"]["calls"]
+    late = [of(107, "x", "x"), of(103, "y", "y"), of(200, "z", "z")]
+    assert shelf.record(*late) == ["stored"] * 3
+    assert shelf.redis.info("commandstats")["cmdstat_rpush"]["calls"] == before + 1
+    assert [item for item, _ in shelf.history()] == ["i3", "y", "i4", "i5", "i6", "i7", "x", "z"]
+    assert shelf.record(*late) == ["duplicate"] * 3
+
+
+def test_no_snapshot_brings_a_forgotten_user_back(shelf):
+    """What a forgotten user does later is all that is known of the user, until the mark ends; nothing else is told of the id."""
+    shelf.seed(of(5_000, "a"))
+    shelf.jobs.forget("u", [])
+    (mark,) = shelf.redis.keys()
+    assert 0 < shelf.redis.ttl(mark) <= FORGOTTEN_S
+    assert shelf.jobs.seed([("u", [pack_event(of(5_000, "a"))])]) == [-1]
+    assert shelf.history() == []
+    assert shelf.record(of(9_000, "new", "e-1")) == ["stored"]
+    assert shelf.jobs.seed([("u", [pack_event(of(5_000, "a"))])]) == [-1]
+    assert shelf.history() == [("new", "e-1")]
+    shelf.redis.delete(mark)
+    assert shelf.seed(of(5_000, "a")) == 1
+    assert shelf.history() == [("a", ""), ("new", "e-1")]
 
 
 def test_forgetting_removes_dead_letters(shelf):

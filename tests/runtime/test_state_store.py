@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.errors import ConfigError, StoreError, StoreUnavailable, VersionIncomplete
 from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.redis_client import connect, connect_async
-from srp4ctr.runtime.settings import StoreSettings
-from srp4ctr.runtime.state_store import AsyncStateStore, StateStore
+from srp4ctr.runtime.settings import StoreSettings, read_settings
+from srp4ctr.runtime.state_store import ANNOUNCED_S, AsyncStateStore, StateStore
 
 SETTINGS = StoreSettings(redis_read_timeout_ms=200)
 KEYS = Keys("test")
@@ -67,6 +67,33 @@ def test_a_version_that_is_needed_is_not_removed(store):
     with pytest.raises(VersionIncomplete):
         store.activate("d", ONE)
     assert store.versions() == ["a", "b", "c"]
+
+
+def test_what_a_killed_activation_announced_ends(store, redis_server):
+    """Unless it is announced again, a version is kept fresh and from being removed for a limited time only."""
+    store.mark_published("c", ONE, 0)
+    store.announce("c")
+    with redis_server.client() as client:
+        assert 0 < client.ttl(KEYS.upcoming()) <= ANNOUNCED_S
+        client.expire(KEYS.upcoming(), 100)
+        store.announce("c")
+        assert client.ttl(KEYS.upcoming()) > 100
+        client.pexpire(KEYS.upcoming(), 1)
+    time.sleep(0.05)
+    assert store.upcoming() is None
+    store.drop("c")
+    assert store.versions() == []
+
+
+@pytest.mark.parametrize(("states", "histories"), [("5", ""), ("5", "6")])
+def test_states_must_not_go_before_histories(monkeypatch, states, histories):
+    """Settings by which a user whose history is there would lose the state are refused, and both are named."""
+    monkeypatch.setenv("SRP4CTR_STATE_TTL_DAYS", states)
+    monkeypatch.setenv("SRP4CTR_HISTORY_TTL_DAYS", histories)
+    with pytest.raises(ConfigError, match=r"SRP4CTR_STATE_TTL_DAYS is 5, and SRP4CTR_HISTORY_TTL_DAYS"):
+        read_settings(StoreSettings)
+    monkeypatch.setenv("SRP4CTR_HISTORY_TTL_DAYS", states)
+    assert read_settings(StoreSettings).state_ttl_s == 5 * 86_400
 
 
 def test_activation_keeps_the_previous_version(store):

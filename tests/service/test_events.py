@@ -1,6 +1,7 @@
 """POST /events and the refresh worker: what a user did is in the next scores, once, in its place, and nothing is lost."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -354,8 +355,7 @@ def test_a_forgotten_user_is_gone(world):
     assert world.worker().step(100) == 1
     assert world.behind(user_id) == ("cold", 0)
     assert world.behind(other) == ("fresh", 0)
-    left = [key for key in world.redis.scan_iter() if key.endswith(f":{user_id}".encode())]
-    assert left == []
+    assert [key for key in world.redis.scan_iter() if user_id.encode() in key.split(b":")] == []
     # Coming back, the user begins anew.
     world.send(world.act(user_id, 1, "again"))
     assert world.behind(user_id) == ("cold", 1)
@@ -404,6 +404,39 @@ def test_redis_must_have_an_event_before_it_is_acknowledged(world, redis_server)
     assert world.state(user_id).sequence > 0
 
 
+def test_what_redis_holds_may_be_something_else(world):
+    """Events whose user's keys hold something else are refused with a problem of its own, and others' are taken in."""
+    user_id = world.run.user_ids[3]
+    world.redis.delete(world.keys.history(user_id))
+    world.redis.set(world.keys.history(user_id), "x")
+    answer = world.api.post("/events", json={"events": [world.act(user_id)]})
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/store-damaged")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert world.send(world.act(world.run.user_ids[4]))["stored"] == 1
+
+
+def test_features_of_the_version_before_are_taken(tiny, world, wait_until):
+    """After a switch to a version without a feature, events that have it are stored whole; what no version has is refused."""
+    user_id = tiny.user_ids[3]
+    event = world.act(user_id, mood="good")
+    assert world.api.post("/events", json={"events": [event]}).status_code == 422
+    before = tiny.bundles / "before"
+    before.mkdir()
+    try:
+        schema = json.loads((tiny.bundle.folder / "schema.json").read_bytes())
+        schema["behaviour_features"].append({"name": "mood", "type": "categorical"})
+        (before / "schema.json").write_text(json.dumps(schema))
+        world.redis.hset(world.keys.active(), "previous", "before")
+        wait_until(lambda: world.api.post("/events", json={"events": [event]}).status_code == 200)
+        assert world.history(user_id)[-1].features["mood"] == "good"
+        wrong = world.api.post("/events", json={"events": [world.act(user_id, mood=1.5, mod="good")]})
+        assert [error["field"] for error in wrong.json()["errors"]] == ["events[0].features.mod"]
+        world.worker().step(100)
+        assert world.behind(user_id) == ("fresh", 0)
+    finally:
+        shutil.rmtree(before)
+
+
 def test_all_versions_that_may_be_scored_with_are_refreshed(tiny, tiny_sequence, make_world):
     """A worker refreshes the active version, the one before it for a while, and the one that is about to be active."""
     world = make_world(tiny)
@@ -446,8 +479,10 @@ def test_who_acted_since_the_snapshot_is_caught_up(tiny, make_world):
     one, other = tiny.user_ids[3:5]
     events = [world.act(one, 1, "e-1"), world.act("new", 2, "e-2")]
     world.send(*events)
-    done = catch_up(tiny.bundle, world.events, world.states)
+    renewed = []
+    done = catch_up(tiny.bundle, world.events, world.states, renew=lambda: renewed.append(True))
     assert (done.behind, done.written) == (2, 2)
+    assert renewed
     assert [world.behind(user_id) for user_id in (one, other, "new")] == [("fresh", 0)] * 3
     assert_equal_arrays(world.state(one).arrays, world.expected(one, events[0]))
     assert catch_up(tiny.bundle, world.events, world.states).behind == 0
@@ -476,6 +511,49 @@ def test_activation_leaves_nobody_behind(tiny, tiny_sequence, make_world, redis_
         assert [answer["user_state"]["events_behind"] for answer in answers.values()] == [0, 0, 0]
         assert [answer["user_state"]["status"] for answer in answers.values()] == ["fresh"] * 3
         assert world.states.upcoming() is None
+    finally:
+        shutil.rmtree(tiny.bundles / later.version)
+
+
+def test_a_rollback_leaves_nobody_behind(tiny, tiny_sequence, make_world, redis_server, monkeypatch, capsys):
+    """`srp4ctr rollback` catches up who acted after workers had left the version before; cut off, activate completes it."""
+    world = make_world(tiny)
+    one, other = tiny.user_ids[3:5]
+    back, later = world.manifest, tiny_sequence.bundle.manifest
+    monkeypatch.setenv("SRP4CTR_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("SRP4CTR_NAMESPACE", world.settings.namespace)
+    monkeypatch.setenv("SRP4CTR_VAR_DIR", str(world.settings.var_dir))
+    shutil.copytree(tiny_sequence.bundle.folder, tiny.bundles / later.version, dirs_exist_ok=True)
+
+    def behind():
+        return [user for users in world.events.users_behind(back.version) for user in users]
+
+    try:
+        publish(tiny_sequence.bundle, tiny_sequence.prepared, world.states)
+        world.states.activate(later.version, later.fingerprint)
+        event = world.act(one, 1, "e-1")
+        world.send(event, world.act("new", 2, "e-2"))
+        world.worker(refresh_previous_s=0).step(100)
+        assert sorted(behind()) == sorted([one, "new"])
+        assert main(["rollback", "--threads", "1"]) == 0
+        told = capsys.readouterr().out
+        assert told.index(f"active: {back.version}") < told.index("caught up 2 users")
+        assert behind() == []
+        assert_equal_arrays(world.state(one).arrays, world.expected(one, event))
+        assert world.states.active().version == back.version
+        # The same without the second half, as when it is killed after the switch.
+        world.states.roll_back()
+        world.send(world.act(other, 3, "e-3"))
+        world.worker(refresh_previous_s=0).step(100)
+        assert main(["rollback", "--no-catch-up"]) == 0
+        assert "caught up" not in capsys.readouterr().out
+        assert (world.states.active().version, behind()) == (back.version, [other])
+        assert main(["activate", back.version]) == 0
+        assert behind() == []
+        assert (world.states.active().version, world.states.active().previous) == (
+            back.version,
+            later.version,
+        )
     finally:
         shutil.rmtree(tiny.bundles / later.version)
 

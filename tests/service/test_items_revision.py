@@ -319,6 +319,29 @@ def test_a_version_comes_with_its_items(corner, second, activate, wait_until):
     assert seen == {(version, revision, ()) for version, revision in revisions.items()}
 
 
+def test_added_items_do_not_vanish_at_an_activation(corner, second, capsys):
+    """A version that lacks items which were added to the active one is refused until it has them, or they are to be left."""
+    shutil.copytree(second.bundle.folder, corner.bundles / second.version)
+    revision = corner.publish("1", "new", "newer")
+    corner.store.mark_published(second.version, second.bundle.manifest.fingerprint, 0)
+    activate = ["activate", second.version, "--no-gate"]
+    assert main(activate) == 1
+    said = capsys.readouterr().err
+    assert f"second lacks 2 of 2 items that the revision {revision} added to first (new, newer)" in said
+    assert "srp4ctr items second TABLE" in said
+    assert (corner.store.active().version, corner.store.upcoming()) == ("first", None)
+    corner.publish("new", version=second.version)
+    assert main(activate) == 1
+    assert "lacks 1 of 2 items" in capsys.readouterr().err
+    corner.publish("newer", version=second.version)
+    assert main(activate) == 0
+    assert f"the revision {revision} stays with first; second has all 2 items" in capsys.readouterr().out
+    corner.publish("newest", version=second.version)
+    assert main(["activate", "first", "--no-gate"]) == 1
+    assert main(["activate", "first", "--no-gate", "--leave-items"]) == 0
+    assert corner.store.active().version == "first"
+
+
 def test_replay_knows_which_items_were_served(corner, wait_until, capsys):
     """Records of a revision are replayed by that revision, and nothing differs."""
     revision = corner.publish("new")

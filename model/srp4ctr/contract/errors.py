@@ -13,7 +13,7 @@
     ├── DeadlineMissed         a request's deadline passed before even the cheapest answer
     ├── BundleError            a bundle is missing, damaged or of an unknown format
     │   └── ExportMismatch     an exported graph does not compute what the torch model computes
-    ├── GateFailed             a version is worse than the active one by more than the configuration allows
+    ├── GateFailed             a version is worse than the active one by more than is allowed, or lacks items of it
     ├── StateError             bytes that cannot be used as a user state
     │   ├── StateCorrupt       truncated, or the checksum does not hold
     │   └── StateForeign       written by a model with another fingerprint
@@ -93,7 +93,8 @@ class ExportMismatch(BundleError):  # noqa: N818
 
 
 class GateFailed(Srp4ctrError):  # noqa: N818
-    """A version is worse than the active one by more than the configuration allows; names the metrics and their limits."""
+    """A version is worse than the active one by more than the configuration allows, or lacks items that were added to it; names
+    the metrics and their limits, or the items."""
 
 
 class StateError(Srp4ctrError):

@@ -4,6 +4,7 @@ A user's keys carry the hash tag of the user's partition, `{p17}`, so that what 
 Redis Cluster slot and may be touched by one atomic script.
 """
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
@@ -39,6 +40,11 @@ class Keys:
         """A pattern of all users' counts."""
         return f"{self.namespace}:{{p*}}:n:*"
 
+    def forgotten(self, user_id: str) -> str:
+        """Empty string, for a while: the user was forgotten, and no snapshot is written of the user. Named by a hash of the id."""
+        digest = hashlib.sha256(user_id.encode()).hexdigest()
+        return f"{self.namespace}:{{p{partition(user_id)}}}:f:{digest[:32]}"
+
     def stream(self, number: int) -> str:
         """Stream: users of the partition of that number who acted and whose states are to be refreshed."""
         return f"{self.namespace}:{{p{number}}}:acted"
@@ -52,7 +58,7 @@ class Keys:
         return f"{self.namespace}:{{p{number}}}:shown"
 
     def upcoming(self) -> str:
-        """String: the version that is about to be active, and is kept as fresh as the active one."""
+        """String: the version that is about to be active, and is kept as fresh as the active one; ends by itself."""
         return f"{self.namespace}:upcoming"
 
     def dead_letters(self) -> str:

@@ -32,6 +32,9 @@ from srp4ctr.contract.vocabulary import FIRST_VALUE, UNKNOWN, Codes, Texts, Voca
 ITEM_ID = "id"
 """The item id's feature name inside the item group."""
 
+SCHEMA = "schema.json"
+"""Of a bundle or of prepared data: the file that holds the schema."""
+
 ITEM, BEHAVIOUR, USER, CONTEXT = GROUPS = ("item", "behaviour", "user", "context")
 
 Boundaries = NDArray[np.float64]
@@ -42,6 +45,14 @@ def canonical_text(value: str | int | bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
+
+
+def check_value(value: str | float | bool | None, path: str) -> None:
+    """Raise InvalidRequest, which names `path`, where no feature of any schema could take the value."""
+    if isinstance(value, str):
+        _request_text(value, path)
+    elif value is not None:
+        _check_finite(value, path)
 
 
 @dataclass(frozen=True)
@@ -211,15 +222,13 @@ class Transforms:
             return UNKNOWN
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidRequest(path, f"must be a number, not {_json_type(value)}")
-        # Also false for NaN, and defined for integers that no float can hold.
-        if not -sys.float_info.max <= value <= sys.float_info.max:
-            raise InvalidRequest(path, "must be a finite number; leave it out where it is not known")
+        _check_finite(value, path)
         return int(np.searchsorted(self.boundaries[key], float(value), side="right")) + FIRST_VALUE
 
     def save(self, folder: Path) -> None:
         """Write `schema.json`, `boundaries.json` and `vocabularies/<group>.<feature>.npy` below `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "schema.json").write_text(self.schema.model_dump_json(indent=1))
+        (folder / SCHEMA).write_text(self.schema.model_dump_json(indent=1))
         boundaries = {key: list(value) for key, value in sorted(self.boundaries.items())}
         (folder / "boundaries.json").write_text(json.dumps(boundaries))
         (folder / "vocabularies").mkdir(exist_ok=True)
@@ -230,7 +239,7 @@ class Transforms:
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote; vocabularies are memory-mapped."""
         try:
-            schema = FeatureSchema.model_validate_json((folder / "schema.json").read_bytes())
+            schema = FeatureSchema.model_validate_json((folder / SCHEMA).read_bytes())
             boundaries = json.loads((folder / "boundaries.json").read_bytes())
             files = sorted((folder / "vocabularies").glob("*.npy"))
             vocabularies = {path.stem: Vocabulary(np.load(path, mmap_mode="r")) for path in files}
@@ -260,6 +269,12 @@ def _check_name(features: Mapping[str, Feature], name: str, field: str) -> None:
     if reference is not None:
         message = f"is held at its reference, {json.dumps(reference)}, when serving; leave it out"
         raise InvalidRequest(f"{field}.{name}", message)
+
+
+def _check_finite(value: float, path: str) -> None:
+    # Also false for NaN, and defined for integers that no float can hold.
+    if not -sys.float_info.max <= value <= sys.float_info.max:
+        raise InvalidRequest(path, "must be a finite number; leave it out where it is not known")
 
 
 def _request_text(value: Any, path: str) -> str:

@@ -21,7 +21,7 @@ RECORD = (
     + _HELD
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
-local outcomes, stored = {}, 0
+local outcomes, stored, newest, moved = {}, 0, {}, false
 for at = 4, #ARGV, 3 do
   local time, id, entry = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
   if ids[id] then
@@ -32,18 +32,11 @@ for at = 4, #ARGV, 3 do
   else
     local place = #held
     while place > 0 and times[place] > time do place = place - 1 end
+    if place == #held then table.insert(newest, entry) else moved = true end
     table.insert(held, place + 1, entry)
-    if place + 1 == #held then
-      redis.call('RPUSH', KEYS[1], entry)
-    else
-      -- Anew, for LINSERT finds its place by what stands there, and events of a snapshot may be alike.
-      redis.call('DEL', KEYS[1])
-      redis.call('RPUSH', KEYS[1], unpack(held))
-    end
     table.insert(times, place + 1, time)
     ids[id] = true
     if #held > keep then
-      redis.call('LPOP', KEYS[1])
       table.remove(held, 1)
       table.remove(times, 1)
     end
@@ -52,6 +45,14 @@ for at = 4, #ARGV, 3 do
   end
 end
 if stored > 0 then
+  if moved then
+    -- Anew, and once for all late events: LINSERT finds its place by what stands there, and events of a snapshot may be alike.
+    redis.call('DEL', KEYS[1])
+    redis.call('RPUSH', KEYS[1], unpack(held))
+  else
+    redis.call('RPUSH', KEYS[1], unpack(newest))
+    redis.call('LTRIM', KEYS[1], -#held, -1)
+  end
   local first, last
   local sequence = redis.call('GET', KEYS[2])
   if sequence then
@@ -75,10 +76,12 @@ return outcomes
 
 SEED = (
     """
--- KEYS history, sequence. ARGV events to keep, seconds to live or 0, then the snapshot's events, oldest first.
+-- KEYS history, sequence, mark of who was forgotten. ARGV events to keep, seconds to live or 0, then the snapshot's events,
+-- oldest first.
 -- Acknowledged events that the snapshot lacks keep their places by time. An event that both have stays as it was sent, with
 -- its id: the same item within the same second, since snapshots may have whole seconds.
--- Gives how far a state of the snapshot alone counts.
+-- Gives how far a state of the snapshot alone counts; -1, and nothing is changed, where the user was forgotten.
+if redis.call('EXISTS', KEYS[3]) == 1 then return '-1' end
 """
     + _HELD
     + """
@@ -135,10 +138,11 @@ return string.format('%.0f', math.max(tonumber(first), tonumber(last) - since))
 )
 
 WRITE_STATE = """
--- KEYS state, sequence. ARGV state bytes, seconds to live or 0, offset of the sequence in a state.
+-- KEYS state, sequence, mark of who was forgotten. ARGV state bytes, seconds to live or 0, offset of the sequence in a state.
 -- Writes unless what is there is newer and of the same model, or the user has been forgotten since the history was read: then
--- the count is gone, or has begun again after what this state counts.
--- Gives 1 where it is written.
+-- the count is gone, or has begun again after what this state counts. A state that counts nothing says nothing of when it was
+-- made, and is not written of anybody who is marked as forgotten.
+-- Gives 1 where it is written, 0 where what is there is newer, -1 where the user was forgotten.
 local data, at = ARGV[1], tonumber(ARGV[3])
 local mine = #data >= at + 8 and struct.unpack('<i8', data, at + 1) or 0
 local sequence = redis.call('GET', KEYS[2])
@@ -147,11 +151,14 @@ if sequence then
   local from, to = string.match(sequence, '^(%d+) (%d+)$')
   first, counted = tonumber(from), tonumber(to)
 end
-if mine > counted or (mine > 0 and mine < first) then return 0 end
+if mine > counted or (mine > 0 and mine < first) then return -1 end
+if mine == 0 and redis.call('EXISTS', KEYS[3]) == 1 then return -1 end
 local held = redis.call('GETRANGE', KEYS[1], 0, at + 7)
 -- Magic, layout version, size of the header and fingerprint.
 if #held == at + 8 and string.sub(held, 1, 24) == string.sub(data, 1, 24) then
-  if struct.unpack('<i8', held, at + 1) > mine then return 0 end
+  -- What counts more than there is was made before the history went, and is no newer than anything.
+  local theirs = struct.unpack('<i8', held, at + 1)
+  if theirs > mine and theirs >= first and theirs <= counted then return 0 end
 end
 if tonumber(ARGV[2]) > 0 then
   redis.call('SET', KEYS[1], data, 'EX', ARGV[2])
@@ -162,15 +169,17 @@ return 1
 """
 
 FORGET = """
--- KEYS history, sequence, three streams whose entries have the user first, states. ARGV user id.
+-- KEYS history, sequence, mark of who was forgotten, three streams whose entries have the user first, states.
+-- ARGV user id, seconds that the mark lives.
 -- Gives how many keys and entries were removed.
 local removed = redis.call('DEL', KEYS[1], KEYS[2])
-for place = 3, 5 do
+redis.call('SET', KEYS[3], '', 'EX', ARGV[2])
+for place = 4, 6 do
   for _, entry in ipairs(redis.call('XRANGE', KEYS[place], '-', '+')) do
     if entry[2][2] == ARGV[1] then removed = removed + redis.call('XDEL', KEYS[place], entry[1]) end
   end
 end
-for place = 6, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
+for place = 7, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
 return removed
 """
 

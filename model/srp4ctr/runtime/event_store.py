@@ -15,6 +15,9 @@ from srp4ctr.runtime.event_scripts import FORGET, RECORD, SEED
 from srp4ctr.runtime.redis_client import store_errors
 from srp4ctr.runtime.state_store import SCAN, within
 
+FORGOTTEN_S = 7 * 86_400
+"""How long it is known that a user was forgotten: longer than any publish takes, since what runs meanwhile must not bring the
+user back."""
 Outcome = Literal["stored", "duplicate", "too_old"]
 _OUTCOMES: dict[int, Outcome] = {1: "stored", 0: "duplicate", -1: "too_old"}
 
@@ -58,12 +61,17 @@ class EventStore:
     def seed(self, histories: Iterable[tuple[str, Sequence[bytes]]]) -> list[int]:
         """Store the packed events of a snapshot, by user; what was acknowledged after them stays behind them.
 
-        Gives of each user the sequence of a state that is made of the snapshot alone.
+        Gives of each user the sequence of a state that is made of the snapshot alone; -1 where the user was forgotten within
+        FORGOTTEN_S, and the snapshot is not stored.
         """
         keep, ttl = self._retention.events, self._retention.ttl_s
         pipeline = self._client.pipeline(transaction=False)
         for user_id, events in histories:
-            keys = [self._keys.history(user_id), self._keys.sequence(user_id)]
+            keys = [
+                self._keys.history(user_id),
+                self._keys.sequence(user_id),
+                self._keys.forgotten(user_id),
+            ]
             self._seed(keys=keys, args=[keep, ttl, *events], client=pipeline)
         with store_errors():
             return [int(counted) for counted in pipeline.execute()]
@@ -123,7 +131,10 @@ class EventStore:
             ]
 
     def forget(self, user_id: str, versions: Iterable[str]) -> int:
-        """Remove all that is stored of the user; gives how many keys and waiting entries that were."""
+        """Remove all that is stored of the user; gives how many keys and waiting entries that were.
+
+        For FORGOTTEN_S no snapshot is written of the user; what the user does from now on is taken in as ever.
+        """
         keys, arguments = _forget_arguments(self._keys, user_id, versions)
         letters = self._keys.dead_letters()
         with store_errors():
@@ -168,7 +179,10 @@ class AsyncEventStore:
         return [[_OUTCOMES[outcome] for outcome in outcomes] for outcomes in answers]
 
     async def forget(self, user_id: str, limit_s: float) -> int:
-        """Remove all that is stored of the user; gives how many keys and waiting entries that were."""
+        """Remove all that is stored of the user; gives how many keys and waiting entries that were.
+
+        For FORGOTTEN_S no snapshot is written of the user; what the user does from now on is taken in as ever.
+        """
         with store_errors():
             versions: set[bytes] = await within(limit_s, self._client.smembers(self._keys.versions()))  # type: ignore[arg-type]
             keys, arguments = _forget_arguments(self._keys, user_id, [one.decode() for one in versions])
@@ -195,5 +209,5 @@ def _behind(counted: bytes, held: bytes) -> bool:
 def _forget_arguments(keys: Keys, user_id: str, versions: Iterable[str]) -> tuple[list[str], list[str]]:
     number = partition(user_id)
     streams = [keys.stream(number), keys.answered(number), keys.shown(number)]
-    own = [keys.history(user_id), keys.sequence(user_id), *streams]
-    return [*own, *(keys.state(version, user_id) for version in versions)], [user_id]
+    own = [keys.history(user_id), keys.sequence(user_id), keys.forgotten(user_id), *streams]
+    return [*own, *(keys.state(version, user_id) for version in versions)], [user_id, str(FORGOTTEN_S)]

@@ -1,9 +1,9 @@
 """Where Redis is and how long to wait for it: the settings that every command shares."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from srp4ctr.contract.errors import ConfigError
@@ -57,8 +57,20 @@ class StoreSettings(BaseSettings):
     state_ttl_days: float = Field(
         default=0,
         ge=0,
-        description="days after which a state that nobody has written again is removed; 0 keeps it for ever",
+        description="days after which a state that nobody has written again is removed; at least as many as histories are "
+        "kept, so that no active user loses it. 0 keeps it for ever",
     )
+
+    @model_validator(mode="after")
+    def _states_outlive_histories(self) -> Self:
+        # A state that goes first leaves a user whom Redis knows to be scored as nobody until the next event.
+        if self.state_ttl_days and not 0 < self.history_ttl_days <= self.state_ttl_days:
+            kept = f"{self.history_ttl_days:g} days" if self.history_ttl_days else "for ever"
+            raise ValueError(
+                f"SRP4CTR_STATE_TTL_DAYS is {self.state_ttl_days:g}, and SRP4CTR_HISTORY_TTL_DAYS keeps histories {kept}: states "
+                "would go while their users' histories are there; give states at least as long, or 0"
+            )
+        return self
 
     @property
     def retention(self) -> Retention:
@@ -94,6 +106,8 @@ def read_settings(kind: type[S], **overrides: Any) -> S:
         return kind(**given)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{ENV_PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()
+            # What is wrong between settings is at no place, and names them itself.
+            f"{ENV_PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" if e["loc"] else e["msg"]
+            for e in error.errors()
         )
         raise ConfigError(wrong) from None

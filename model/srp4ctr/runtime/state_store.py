@@ -20,50 +20,15 @@ from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.state import SEQUENCE_AT
 from srp4ctr.runtime.event_scripts import WRITE_STATE
 from srp4ctr.runtime.redis_client import store_errors
-
-# One atomic step, so that two activations at a time cannot lose the previous version, and a version that is being removed
-# is not activated. Activating the active version again keeps the version to roll back to, and changes nothing at all unless
-# its model is another one now.
-_ACTIVATE = """
-if redis.call('HGET', KEYS[2], 'fingerprint') ~= ARGV[2] then return 0 end
-local current = redis.call('HGET', KEYS[1], 'version')
-local previous = current or ''
-if current == ARGV[1] then
-  if redis.call('HGET', KEYS[1], 'fingerprint') == ARGV[2] then return 1 end
-  previous = redis.call('HGET', KEYS[1], 'previous') or ''
-end
-redis.call('HSET', KEYS[1], 'version', ARGV[1], 'fingerprint', ARGV[2],
-           'previous', previous, 'activated_at_ms', ARGV[3])
-return 1
-"""
-
-# That a version is published is taken back, unless services need it or are about to.
-_TAKE_BACK = """
-if redis.call('HGET', KEYS[1], 'version') == ARGV[1] or redis.call('HGET', KEYS[1], 'previous') == ARGV[1]
-  or redis.call('GET', KEYS[2]) == ARGV[1] then return 0 end
-redis.call('DEL', KEYS[3])
-return 1
-"""
-
-# The previous version must still be whole: its fingerprint is in what publish declared of it.
-_ROLL_BACK = """
-local current = redis.call('HGET', KEYS[1], 'version')
-if not current or current ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'version', ARGV[2], 'fingerprint', ARGV[3],
-           'previous', current, 'activated_at_ms', ARGV[4])
-return 1
-"""
-
-# Made of the revision that services had then: where they have another one now, its items would be lost.
-_FOLLOW_ITEMS = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
-return 1
-"""
+from srp4ctr.runtime.version_scripts import ACTIVATE, FOLLOW_ITEMS, ROLL_BACK, TAKE_BACK
 
 TICKS = 25
 """In so many steps the limit of an asynchronous read passes."""
+WRITTEN, NEWER, FORGOTTEN = 1, 0, -1
+"""What became of a state: written, not written since there is a newer one, or since its user was forgotten."""
 SCAN = 1000
+ANNOUNCED_S = 600
+"""How long a version stays announced unless that is renewed, so that a command that was killed does not keep it so for ever."""
 """Keys that Redis looks at in one go."""
 
 T = TypeVar("T")
@@ -108,18 +73,27 @@ class StateStore:
         self._write = client.register_script(WRITE_STATE)
 
     def put_many(self, version: str, states: Iterable[tuple[str, bytes]]) -> int:
-        """Write the states of (user id, bytes) pairs in one pipeline; gives how many were written.
+        """Write the states of (user id, bytes) pairs in one pipeline; gives how many were written."""
+        return self.put_each(version, states).count(WRITTEN)
 
-        A state stays where it is of the same model and counts more of the user's events; and none is written that counts
-        more than is known of, because the user has been forgotten meanwhile.
+    def put_each(self, version: str, states: Iterable[tuple[str, bytes]]) -> list[int]:
+        """Write the states of (user id, bytes) pairs in one pipeline; gives WRITTEN, NEWER or FORGOTTEN of each.
+
+        A state stays where it is of the same model and counts more of the user's events. None is written of a user who has
+        been forgotten since it was made: it counts more than is known of, or nothing while the user is marked as forgotten.
         """
         # No transaction: users live in many partitions, and a rerun completes what was cut off.
         pipeline = self._client.pipeline(transaction=False)
         for user_id, data in states:
-            keys = [self._keys.state(version, user_id), self._keys.sequence(user_id)]
+            keys = [
+                self._keys.state(version, user_id),
+                self._keys.sequence(user_id),
+                self._keys.forgotten(user_id),
+            ]
             self._write(keys=keys, args=[data, self._state_ttl_s, SEQUENCE_AT], client=pipeline)
         with store_errors():
-            return sum(pipeline.execute())
+            outcomes: list[int] = pipeline.execute()
+        return outcomes
 
     def get_many(self, version: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """The users' state bytes in one pipeline; None where there is none."""
@@ -135,6 +109,14 @@ class StateStore:
         pipeline = self._client.pipeline(transaction=False)
         for user_id in user_ids:
             pipeline.exists(self._keys.state(version, user_id))
+        with store_errors():
+            return [bool(found) for found in pipeline.execute()]
+
+    def forgotten(self, user_ids: Sequence[str]) -> list[bool]:
+        """Whether each user was forgotten a short while ago, in one pipeline."""
+        pipeline = self._client.pipeline(transaction=False)
+        for user_id in user_ids:
+            pipeline.exists(self._keys.forgotten(user_id))
         with store_errors():
             return [bool(found) for found in pipeline.execute()]
 
@@ -201,7 +183,7 @@ class StateStore:
         self.require_published(version, fingerprint)
         with store_errors():
             keys = self._keys.active(), self._keys.published(version)
-            switched = self._client.eval(_ACTIVATE, 2, *keys, version, fingerprint, str(_now_ms()))
+            switched = self._client.eval(ACTIVATE, 2, *keys, version, fingerprint, str(_now_ms()))
         if not switched:
             raise VersionIncomplete(f"{version} is being removed; run: srp4ctr publish")
         active = self.active()
@@ -228,19 +210,22 @@ class StateStore:
     def follow_items_revision(self, version: str, before: str | None, revision: str) -> None:
         """Have services take that revision if they take `before` until now, None for the bundle's own; else raises StoreError."""
         with store_errors():
-            followed = self._client.eval(_FOLLOW_ITEMS, 1, self._keys.items(version), before or "", revision)
+            followed = self._client.eval(FOLLOW_ITEMS, 1, self._keys.items(version), before or "", revision)
         if not followed:
             raise StoreError(
                 f"somebody else published items of {version} meanwhile; look at --list, and publish yours again"
             )
 
     def announce(self, version: str | None) -> None:
-        """Have the version refreshed like the active one, because it is about to be active; None: none is any more."""
+        """Have the version refreshed like the active one, because it is about to be active; None: none is any more.
+
+        That ends by itself after ANNOUNCED_S; whoever takes longer says it again.
+        """
         with store_errors():
             if version is None:
                 self._client.delete(self._keys.upcoming())
             else:
-                self._client.set(self._keys.upcoming(), version)
+                self._client.set(self._keys.upcoming(), version, ex=ANNOUNCED_S)
 
     def upcoming(self) -> str | None:
         """The version that is about to be active."""
@@ -265,7 +250,7 @@ class StateStore:
             )
         arguments = (active.version, active.previous, published.fingerprint, str(_now_ms()))
         with store_errors():
-            switched = self._client.eval(_ROLL_BACK, 1, self._keys.active(), *arguments)
+            switched = self._client.eval(ROLL_BACK, 1, self._keys.active(), *arguments)
         if not switched:
             raise StoreError(
                 "somebody else switched the version at this moment; look at srp4ctr versions, and try again"
@@ -296,7 +281,7 @@ class StateStore:
         """
         needed = self._keys.active(), self._keys.upcoming(), self._keys.published(version)
         with store_errors():
-            taken_back = self._client.eval(_TAKE_BACK, 3, *needed, version)
+            taken_back = self._client.eval(TAKE_BACK, 3, *needed, version)
         if not taken_back:
             raise StoreError(
                 f"{version} is active, about to be, or the one to roll back to, and is not removed"

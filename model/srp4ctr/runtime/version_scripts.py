@@ -1,0 +1,41 @@
+"""Lua scripts on the pointers by which versions are switched, each a single atomic step in Redis."""
+
+# One atomic step, so that two activations at a time cannot lose the previous version, and a version that is being removed
+# is not activated. Activating the active version again keeps the version to roll back to, and changes nothing at all unless
+# its model is another one now.
+ACTIVATE = """
+if redis.call('HGET', KEYS[2], 'fingerprint') ~= ARGV[2] then return 0 end
+local current = redis.call('HGET', KEYS[1], 'version')
+local previous = current or ''
+if current == ARGV[1] then
+  if redis.call('HGET', KEYS[1], 'fingerprint') == ARGV[2] then return 1 end
+  previous = redis.call('HGET', KEYS[1], 'previous') or ''
+end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'fingerprint', ARGV[2],
+           'previous', previous, 'activated_at_ms', ARGV[3])
+return 1
+"""
+
+# That a version is published is taken back, unless services need it or are about to.
+TAKE_BACK = """
+if redis.call('HGET', KEYS[1], 'version') == ARGV[1] or redis.call('HGET', KEYS[1], 'previous') == ARGV[1]
+  or redis.call('GET', KEYS[2]) == ARGV[1] then return 0 end
+redis.call('DEL', KEYS[3])
+return 1
+"""
+
+# The previous version must still be whole: its fingerprint is in what publish declared of it.
+ROLL_BACK = """
+local current = redis.call('HGET', KEYS[1], 'version')
+if not current or current ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[2], 'fingerprint', ARGV[3],
+           'previous', current, 'activated_at_ms', ARGV[4])
+return 1
+"""
+
+# Made of the revision that services had then: where they have another one now, its items would be lost.
+FOLLOW_ITEMS = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
