@@ -157,6 +157,39 @@ def test_nothing_is_trusted_over_a_new_connection(redis_server, client):
     run(redis_server, scenario)
 
 
+def test_nothing_is_trusted_over_a_connection_that_died_silently(redis_server, client):
+    """Where nobody would say what changes, what is kept is given up soon, and taken again when Redis answers."""
+    client.set("k", "1")
+    limits = Limits(read_s=0.1, connect_s=0.1, probe_every_s=0.01, silent_s=0.05)
+
+    async def scenario(reads):
+        assert await value(reads, "k") == b"1"
+        assert (await value(reads, "k"), reads.hits) == (b"1", 1)
+        redis_server.pause()
+        try:
+
+            async def given_up():
+                try:
+                    await value(reads, "k")
+                except StoreUnavailable:
+                    return True
+                return False
+
+            await eventually(given_up)
+        finally:
+            redis_server.resume()
+        client.set("k", "2")
+
+        async def changed():
+            with contextlib.suppress(StoreUnavailable):
+                return await value(reads, "k") == b"2"
+            return False
+
+        await eventually(changed)
+
+    run(redis_server, scenario, limits)
+
+
 def test_a_closed_connection_is_opened_again(redis_server, client):
     """When Redis has closed the connection, the next read opens another and is answered."""
 

@@ -31,11 +31,14 @@ TIMEOUTS_UNTIL_LOST = 3
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: for Redis to answer a read, to take a connection, and between two tries while it is lost."""
+    """Seconds: for Redis to answer a read, to take a connection, between two tries while it is lost, and how long a connection
+    may be silent until what is kept is trusted no more without a look whether it is alive.
+    """
 
     read_s: float
     connect_s: float
     probe_every_s: float
+    silent_s: float = 5.0
 
 
 @dataclass(eq=False)
@@ -65,6 +68,7 @@ class _Link(asyncio.Protocol):
         self._reads = reads
         self._parser = hiredis.Reader()
         self.waiting: deque[_Read] = deque()
+        self.heard_at = time.monotonic()
         # What redis-py does not offer: its open stream, which it then has no more to do with.
         opened: Any = connection
         self._stream = opened._writer  # noqa: SLF001
@@ -82,6 +86,7 @@ class _Link(asyncio.Protocol):
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at = time.monotonic()
         self._parser.feed(data)
         while (reply := self._parser.gets()) is not False:
             if isinstance(reply, hiredis.PushNotification):
@@ -146,19 +151,33 @@ class StateReads:
         kept = self._cache.get(key)
         self._count(kept is not None)
         if kept is not None:
+            self._look_whether_alive(key, beside)
             return kept
         if self._lost:
             now = time.monotonic()
             if now < self._probe_at:
                 raise StoreUnavailable("Redis is lost, and one request now and then tries it")
             self._probe_at = now + self._limits.probe_every_s
+        return await self._ask(key, beside)
+
+    def _ask(self, key: str, beside: str) -> asyncio.Future[Kept]:
         loop = asyncio.get_running_loop()
         read = _Read(key, beside, loop.create_future())
         self._send(read)
         if not self._watching:
             self._watching = True
             loop.call_later(self._tick_s, self._tick)
-        return await read.value
+        return read.value
+
+    def _look_whether_alive(self, key: str, beside: str) -> None:
+        """Read once more, over a connection that has been silent: it may have nobody at its other end, who would say what changes.
+
+        Without an answer what is kept is doubted, as after any read that has none; nobody waits for it.
+        """
+        link = self._link
+        if link is None or link.waiting or time.monotonic() - link.heard_at < self._limits.silent_s:
+            return
+        self._ask(key, beside).add_done_callback(lambda answer: answer.cancelled() or answer.exception())
 
     def last_known(self, key: str) -> Kept | None:
         """What was read before Redis was lost, and may have changed since."""
