@@ -36,6 +36,8 @@ class Versions:
         self._store = store
         self._telemetry = telemetry
         self._model: ServedModel | None = None
+        self._left: ServedModel | None = None
+        """That served before, and is the one to roll back to: going back to it reads and verifies no bundle."""
         self._before: tuple[str | None, frozenset[str]] = None, frozenset()
         self._refused: tuple[Active, str | None] | None = None
         self._retry_s = 0.0
@@ -107,7 +109,11 @@ class Versions:
         try:
             # Reading and hashing takes seconds; requests are answered meanwhile.
             if model is None or not _is(model, active):
-                model = await asyncio.to_thread(_open, self._settings, active)
+                left = self._left
+                if left is not None and _is(left, active):
+                    model = left
+                else:
+                    model = await asyncio.to_thread(_open, self._settings, active)
             if model.revision != revision:
                 model = await asyncio.to_thread(_with_items, model, revision)
         except Srp4ctrError as error:
@@ -123,6 +129,8 @@ class Versions:
             self._serve(model)
 
     def _serve(self, model: ServedModel) -> None:
+        if self._model is not None and self._model.version != model.version:
+            self._left = self._model
         self._model = model
         # What is loaded now stays: the garbage collector need not look through it again and again.
         gc.freeze()

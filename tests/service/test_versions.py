@@ -57,6 +57,23 @@ def test_missing_bundle_leaves_the_old_version(first, store, activate, api, wait
     wait_until(lambda: api.get("/readyz").json()["dependencies"]["model"]["status"] == "ok")
 
 
+def test_going_back_reads_no_bundle(first, second, var_dir, activate, api, wait_until):
+    """A rollback takes no longer than its pointer, however large the bundle: what was served before is there still."""
+    activate(second)
+    wait_until(lambda: api.get("/model").json()["version"] == "second")
+    folder = first.bundle.folder
+    folder.rename(var_dir / "first-is-away")
+    try:
+        activate(first)
+        wait_until(lambda: api.get("/model").json()["version"] == "first")
+        assert api.post("/score", json=GOOD).json()["scores"] == pytest.approx(
+            first.scores(GOOD["item_ids"]), abs=1e-6
+        )
+        assert api.get("/readyz").json()["dependencies"]["model"]["status"] == "ok"
+    finally:
+        (var_dir / "first-is-away").rename(folder)
+
+
 def test_version_of_the_same_model_is_followed(first, twin, store, activate, api, wait_until):
     """A version that shares its fingerprint with the one in place is taken up, with states of its own."""
     assert twin.bundle.manifest.fingerprint == first.bundle.manifest.fingerprint
