@@ -563,7 +563,7 @@ def test_a_service_that_hangs_is_not_waited_for_forever() -> None:
 
 @contextmanager
 def breaking_server():
-    """A service that ends each connection after one request, every other time without an answer; gives its address."""
+    """A service that ends each connection after one request: of four one has no answer, and one half of it; gives its address."""
     turn = itertools.count()
 
     class Handler(BaseHTTPRequestHandler):
@@ -574,17 +574,19 @@ def breaking_server():
 
         def do_POST(self):
             content = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
-            if next(turn) % 2:
-                self._answer(right(self.path, self.headers["x-request-id"], content))
+            number = next(turn) % 4
+            if number:
+                answer = right(self.path, self.headers["x-request-id"], content)
+                self._answer(answer, cut_off=number == 1)
             self.close_connection = True
 
-        def _answer(self, content):
+        def _answer(self, content, *, cut_off=False):
             body = orjson.dumps(content)
             self.send_response(200)
             self.send_header("connection", "close")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if cut_off else body)
 
         def log_message(self, *_):
             pass

@@ -152,6 +152,8 @@ class RankingUser(FastHttpUser):
             failure = ""
             if response.status_code == 0:
                 failure = f"{NO_ANSWER}{type(response.error).__name__}"
+            elif _cut_off(response):
+                failure = f"{NO_ANSWER}connection closed"
             elif response.status_code != 200:
                 failure = status_problem(response.status_code, response.content or b"")
             else:
@@ -165,6 +167,12 @@ class RankingUser(FastHttpUser):
                 response.failure(failure)
             else:
                 response.success()
+
+
+def _cut_off(response: Any) -> bool:
+    """Whether the connection ended within the answer, which locust's client does not say."""
+    told = response.headers.get("content-length")
+    return told is not None and int(told) != len(response.content or b"")
 
 
 class Shaped(LoadTestShape):

@@ -11,9 +11,9 @@ PRECISION = 0.05
 TRIES = 2
 """Of a rate that is not kept: what else runs on a machine must not decide."""
 LEAST = 1.0
-LESS = 0.95
+LESS = 0.9
 """The part of a rate that is tried next where the rate was not kept for longer."""
-CONFIRMATIONS = 8
+CONFIRMATIONS = 4
 BUSY = 0.9
 """Of a core: a loader that uses more cannot be told from a service that is slow."""
 
