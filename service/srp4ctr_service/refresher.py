@@ -105,6 +105,8 @@ class Refresher:
         self._events = events
         self._states = states
         self._encoders = _Encoders(settings)
+        self._survived: list[Entry] = []
+        """Entries that were encoded alone by this worker, which did not end, and of which Redis does not know that yet."""
         self._claim_at = 0.0
         self._idle = True
         self.metrics = RefreshMetrics()
@@ -142,6 +144,12 @@ class Refresher:
         self._idle = encoders is None
         if encoders is None:
             return 0
+        self._tell_survived()
+        aside = self._streams.aside()
+        for entry in entries:
+            if entry.user_id in aside:
+                self._give_up(entry, "refresh workers ended while they encoded this user before")
+        entries = [entry for entry in entries if entry.user_id not in aside]
         suspects = [entry for entry in entries if entry.attempts > SUSPECT_AFTER]
         others = [entry for entry in entries if entry.attempts <= SUSPECT_AFTER]
         # Some at a time, so that of a backlog the first are fresh soon, and are not taken over for being late.
@@ -198,13 +206,24 @@ class Refresher:
     def _alone(self, entry: Entry, encoders: Sequence[HistoryEncoder]) -> bool:
         """Finish an entry that workers may have died of; give it up where that has happened again."""
         begun = self._streams.begin_alone(entry)
-        if begun > MAX_ENDED:
-            self._give_up(entry, f"{begun - 1} refresh workers ended while they encoded this user")
-            finished = False
-        else:
-            finished = self._try(entry, encoders)
-        self._streams.end_alone(entry)
-        return finished
+        try:
+            if begun > MAX_ENDED:
+                self._streams.put_aside(entry.user_id)
+                self._give_up(entry, f"{begun - 1} refresh workers ended while they encoded this user")
+                return False
+            return self._try(entry, encoders)
+        finally:
+            # Also where Redis is gone by now: that is nothing that a worker ends of.
+            self._survived.append(entry)
+            self._tell_survived()
+
+    def _tell_survived(self) -> None:
+        try:
+            while self._survived:
+                self._streams.end_alone(self._survived[-1])
+                self._survived.pop()
+        except StoreUnavailable as error:
+            log.warning("told_later", reason=str(error))
 
     def _give_up(self, entry: Entry, reason: str) -> None:
         log.error("entry_given_up", attempts=entry.attempts, reason=reason)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from srp4ctr.cli import main
+from srp4ctr.contract.errors import StoreUnavailable
 from srp4ctr.contract.events import unpack_history
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.state import decode_state, encode_state
@@ -324,6 +325,12 @@ def test_what_workers_die_of_is_put_aside_and_may_be_tried_again(world, monkeypa
     number, letters = streams[0].dead_letters(10)
     assert (number, letters[0].user_id) == (1, deadly)
     assert "2 refresh workers ended" in letters[0].reason
+    # What the user does then ends no more workers.
+    world.send(world.act(deadly, 2, "e-2"))
+    assert world.worker().step(100) == 0
+    assert streams[0].dead_letters(1)[0] == 2
+    assert streams[0].waiting() == 0
+    assert world.behind(deadly)[1] == 2
     monkeypatch.setenv("SRP4CTR_REDIS_URL", world.settings.redis_url)
     monkeypatch.setenv("SRP4CTR_NAMESPACE", world.settings.namespace)
     assert dead_letters_main(["--requeue"]) == 0
@@ -331,6 +338,27 @@ def test_what_workers_die_of_is_put_aside_and_may_be_tried_again(world, monkeypa
     assert streams[0].dead_letters(1)[0] == 0
     assert world.worker().step(100) == 1
     assert world.behind(deadly) == ("fresh", 0)
+
+
+def test_nobody_is_put_aside_for_a_redis_that_fails(world):
+    """A worker that could not write, and goes on, has not died of the users whom it was encoding."""
+    user_id = world.run.user_ids[3]
+    world.send(world.act(user_id))
+    for name in ("killed-1", "killed-2"):
+        streams = ActedStreams(world.redis, world.keys, name)
+        streams.prepare()
+        assert len(streams.claim(0, 10) or streams.read(10, None)) == 1
+    worker = world.worker()
+    world.redis.config_set("maxmemory", "1")
+    for _ in range(4):
+        time.sleep(0.01)
+        with pytest.raises(StoreUnavailable):
+            worker.step(0)
+    world.redis.config_set("maxmemory", "0")
+    time.sleep(0.01)
+    assert worker.step(0) == 1
+    assert world.behind(user_id) == ("fresh", 0)
+    assert worker.metrics.given_up._value.get() == 0
 
 
 def test_a_newer_state_is_not_overwritten(world):

@@ -69,6 +69,10 @@ class Keys:
         """Hash: by entry, how many workers have begun it alone and not ended; they may have died of it."""
         return f"{self.namespace}:suspects"
 
+    def quarantine(self) -> str:
+        """Set: users whom refresh workers died of, and who are not encoded until somebody tries them again."""
+        return f"{self.namespace}:quarantine"
+
     def versions(self) -> str:
         """Set: all versions of which there may be states."""
         return f"{self.namespace}:versions"

@@ -140,6 +140,17 @@ class ActedStreams:
         with store_errors():
             self._client.hdel(self._keys.suspects(), _name(entry))
 
+    def put_aside(self, user_id: str) -> None:
+        """Let no worker encode the user until the dead letters are requeued."""
+        with store_errors():
+            self._client.sadd(self._keys.quarantine(), user_id)
+
+    def aside(self) -> frozenset[str]:
+        """Users whom no worker is to encode."""
+        with store_errors():
+            found: Any = self._client.smembers(self._keys.quarantine())
+        return frozenset(user_id.decode(errors="replace") for user_id in found)
+
     def give_up(self, entries: Sequence[Entry], reason: str) -> None:
         """Move the entries to the dead letters."""
         # First there and then gone from here: an entry may stand there twice, but none is lost.
@@ -171,8 +182,10 @@ class ActedStreams:
         return number, letters
 
     def requeue(self) -> int:
-        """Put the users of all dead letters into their streams again; gives how many there were."""
+        """Put the users of all dead letters into their streams again, those who were put aside, too; gives how many there were."""
         users: set[str] = set()
+        with store_errors():
+            self._client.delete(self._keys.quarantine(), self._keys.suspects())
         while True:
             with store_errors():
                 found: Any = self._client.xrange(self._keys.dead_letters(), count=AT_ONCE)

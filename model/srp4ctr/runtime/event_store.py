@@ -139,6 +139,7 @@ class EventStore:
         letters = self._keys.dead_letters()
         with store_errors():
             removed = int(cast("int", self._forget(keys=keys, args=arguments)))
+            removed += self._client.srem(self._keys.quarantine(), user_id)
             found: Any = self._client.xrange(letters)
             own = _of_user(found, user_id)
             return removed + (self._client.xdel(letters, *own) if own else 0)
@@ -187,6 +188,8 @@ class AsyncEventStore:
             versions: set[bytes] = await within(limit_s, self._client.smembers(self._keys.versions()))  # type: ignore[arg-type]
             keys, arguments = _forget_arguments(self._keys, user_id, [one.decode() for one in versions])
             removed = int(await within(limit_s, self._forget(keys=keys, args=arguments)))
+            aside: Any = self._client.srem(self._keys.quarantine(), user_id)
+            removed += int(await within(limit_s, aside))
             letters = self._keys.dead_letters()
             found: Any = await within(limit_s, self._client.xrange(letters))
             own = _of_user(found, user_id)
