@@ -293,6 +293,19 @@ def test_a_service_that_stops_answering_fails_the_run(run) -> None:
     assert content["rps_at_budget"] is None
     assert content["failures"]["no answer: timeout"] > 0
     assert content["failures"]["no answer in a whole step of the search"] > 0
+    assert content["failures"]["no right answer in a whole loop"] > 0
+
+
+def test_a_service_that_only_refuses_fails_the_run(run) -> None:
+    """However much is accepted: a loop of refusals alone has measured nothing."""
+
+    async def answer(_path, _request_id, _content):
+        return 503, PROBLEM
+
+    with server(answer) as url:
+        code, content = run(url, "--accept-refusals", "--rates", "20", "--rate-s", "0.5")
+    assert code == 1
+    assert set(content["failures"]) == {"no right answer in a whole loop"}
 
 
 @pytest.mark.parametrize("accept", [False, True])

@@ -34,10 +34,14 @@ class Results:
     def failures(self) -> Counter[str]:
         """What makes the load test fail: anything in the closed loop, but for refusals where these are accepted; in open
         loops, whose rates may be more than a service can do, what is no refusal, and no answer at all; in the search, which goes
-        beyond what it can do, the latter only where nothing was answered.
+        beyond what it can do, the latter only where nothing was answered. A loop of which nothing was answered rightly always does.
         """
         found: Counter[str] = Counter()
         accepted = self.settings.accept_refusals
+        loops = [one.answers for one in self.opened] + ([] if self.closed is None else [self.closed])
+        for answers in loops:
+            if answers.failures and all(answers.failures):
+                found["no right answer in a whole loop"] += len(answers.failures)
         if self.closed is not None:
             found.update({n: c for n, c in self.closed.errors().items() if not (accepted and is_refusal(n))})
         for one in self.opened:
@@ -56,7 +60,7 @@ class Results:
         """Everything; what people look for comes first."""
         saturation = self.saturation
         return {
-            "rps_at_budget": saturation and saturation.rps,
+            "rps_at_budget": None if saturation is None or saturation.unanswered else saturation.rps,
             "budget_ms": self.settings.budget_ms,
             "failures": dict(self.failures().most_common()),
             "about": dict(self.about),
@@ -111,6 +115,8 @@ class Results:
         found = self.saturation
         if found is None:
             return "no saturation point was looked for"
+        if found.unanswered:
+            return "no rate is told, since nobody answered in a whole step of the search"
         if found.rps is None:
             return f"no rate was kept with p99 <= {found.budget_ms:g} ms: {found.ended}"
         how = (
