@@ -26,6 +26,8 @@ from srp4ctr_offline.stages import Stages
 CONFIG = Path("configs/movielens-100k.toml")
 USER = "196"
 CANDIDATES = 40
+PORT = 8000
+"""Where the demonstration serves, if it is free."""
 
 
 def sample_request(config: RunConfig, user_id: str) -> tuple[dict[str, Any], pl.DataFrame, pl.DataFrame]:
@@ -101,7 +103,7 @@ def main() -> int:
     # What was just trained is what is shown, also where somebody tries a configuration that is worse than the one before.
     release(CONFIG, stages, settings, data="movielens-100k", gate=False)
     request, items, latest = sample_request(config, USER)
-    port = free_port()
+    port = free_port(PORT)
     print(f"\n== srp4ctr serve --port {port}", flush=True)
     with running_service(port) as service:
         url = service.url

@@ -588,7 +588,7 @@ def test_a_rollback_leaves_nobody_behind(tiny, tiny_sequence, make_world, redis_
 
 def test_the_command_refreshes_until_it_is_told_to_stop(world, redis_server, wait_until):
     """`srp4ctr refresh` keeps states fresh, survives a Redis that is killed, shows metrics, and ends in order."""
-    port = free_port(0)
+    port = free_port()
     environment = os.environ | {
         "SRP4CTR_REDIS_URL": redis_server.url,
         "SRP4CTR_NAMESPACE": world.settings.namespace,

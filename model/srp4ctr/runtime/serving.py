@@ -27,8 +27,11 @@ class RunningService:
     pid: int
 
 
-def free_port(preferred: int = 8000) -> int:
-    """The preferred port of 127.0.0.1, or any other where it is taken."""
+def free_port(preferred: int = 0) -> int:
+    """The preferred port of 127.0.0.1, or any other where it is taken.
+
+    Whoever starts the same server again and again there prefers none: while it is away, others would find it free.
+    """
     for port in (preferred, 0):
         with socket.socket() as probe:
             # As uvicorn does it: a port that was closed a moment ago is free.
