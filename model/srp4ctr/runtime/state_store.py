@@ -27,9 +27,9 @@ TICKS = 25
 WRITTEN, NEWER, FORGOTTEN = 1, 0, -1
 """What became of a state: written, not written since there is a newer one, or since its user was forgotten."""
 SCAN = 1000
+"""Keys that Redis looks at in one go."""
 ANNOUNCED_S = 600
 """How long a version stays announced unless that is renewed, so that a command that was killed does not keep it so for ever."""
-"""Keys that Redis looks at in one go."""
 
 T = TypeVar("T")
 
