@@ -5,16 +5,14 @@ prior costs nearly as much as one in full, parsing half of that. So the door let
 of the others a few for the prior, and refuses the rest by what can be seen of a body from outside: its length and deadline.
 """
 
-import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
 
 import ormsgpack
 import structlog
 
 from srp4ctr.contract.errors import Overloaded
-from srp4ctr_service.background import in_background
+from srp4ctr_service.background import every
 from srp4ctr_service.compute import Compute
 
 log = structlog.get_logger()
@@ -96,18 +94,14 @@ class Door:
                 return None
         return wait_s
 
-    @contextlib.asynccontextmanager
-    async def told(self) -> AsyncIterator[None]:
+    def told(self) -> contextlib.AbstractAsyncContextManager[None]:
         """While entered, log once a second how many were refused: a line for each would be most of what they cost."""
-        async with in_background(self._tell_again_and_again(), "tell-of-refused"):
-            yield
+        return every(_TELL_EVERY_S, self._tell, "tell-of-refused")
 
-    async def _tell_again_and_again(self) -> None:
-        while True:
-            await asyncio.sleep(_TELL_EVERY_S)
-            refused, self.refused = self.refused, 0
-            if refused:
-                log.warning("overload", refused=refused, waiting_ms=round(1000 * self._compute.wait_s, 1))
+    async def _tell(self) -> None:
+        refused, self.refused = self.refused, 0
+        if refused:
+            log.warning("overload", refused=refused, waiting_ms=round(1000 * self._compute.wait_s, 1))
 
 
 def _deadline_ms(body: bytes, at: int) -> float | None:
