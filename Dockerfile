@@ -1,7 +1,8 @@
 # Targets: service (answers, refreshes, monitors; without torch), offline (trains and publishes), loadtest (locust),
-# gateway (nginx before the service's replicas). Every package's version is in constraints.txt.
+# gateway (nginx before the service's replicas). Every package's version is in constraints.txt, also of what builds ours.
 #   docker build --target service --tag srp4ctr-service .
-ARG PYTHON=python:3.11-slim
+# For one and the same base for ever: --build-arg PYTHON=python:3.11-slim-bookworm@sha256:...
+ARG PYTHON=python:3.11-slim-bookworm
 ARG DEBIAN=debian:bookworm-slim
 
 FROM ${PYTHON} AS python
@@ -11,7 +12,7 @@ ENV PYTHONUNBUFFERED=1 \
 # The same numbers everywhere, so that a volume that one image writes another can read.
 RUN groupadd --gid 10001 srp4ctr \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /srv/srp4ctr --shell /usr/sbin/nologin srp4ctr \
-    && mkdir -p /srv/srp4ctr/var \
+    && mkdir -p /srv/srp4ctr/var /srv/srp4ctr/records \
     && chown -R srp4ctr:srp4ctr /srv/srp4ctr
 WORKDIR /srv/srp4ctr
 
@@ -22,17 +23,22 @@ WORKDIR /build
 RUN python -m venv /opt/srp4ctr
 COPY deploy/docker/requirements.py pyproject.toml constraints.txt ./
 
+FROM build AS build-wheel
+RUN pip install --constraint constraints.txt hatchling
+COPY . .
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
+
 FROM build AS build-service
 RUN python requirements.py service traces > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
-COPY . .
-RUN pip install --no-deps . && pip uninstall --yes setuptools pip
+COPY --from=build-wheel /wheels /wheels
+RUN pip install --no-deps /wheels/*.whl && pip uninstall --yes setuptools pip
 
 FROM build AS build-loadtest
 RUN python requirements.py loadtest service > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
-COPY . .
-RUN pip install --no-deps . && pip uninstall --yes setuptools pip
+COPY --from=build-wheel /wheels /wheels
+RUN pip install --no-deps /wheels/*.whl && pip uninstall --yes setuptools pip
 
 FROM build AS build-offline
 # Where torch is looked for besides the usual index, whose torch for Linux brings CUDA.
@@ -40,8 +46,8 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --retries 1 --timeout 15 --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" torch \
     && python requirements.py offline > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
-COPY . .
-RUN pip install --no-deps . && pip uninstall --yes pip
+COPY --from=build-wheel /wheels /wheels
+RUN pip install --no-deps /wheels/*.whl && pip uninstall --yes pip
 
 FROM python AS offline
 COPY --from=build-offline /opt/srp4ctr /opt/srp4ctr

@@ -61,6 +61,8 @@ BY_ERROR: tuple[tuple[type[Exception], Kind], ...] = (
     (StoreError, Kind("store-damaged", 503, "What Redis holds cannot be used")),
     (ClientDisconnect, Kind("client-gone", 400, "The client left before its body had arrived")),
 )
+KINDS = (INTERNAL, HTTP, *BY_STATUS.values(), *(kind for _, kind in BY_ERROR))
+"""Every kind of problem that the service answers with."""
 
 
 def answer(error: Exception, info: RequestInfo, telemetry: Telemetry) -> Response:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
@@ -15,15 +16,18 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from srp4ctr.runtime.serving import COMMAND, free_port
+from srp4ctr_service import problems
 from srp4ctr_service.online_quality import Judged, OnlineQuality
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
 RULES = ROOT / "deploy/prometheus/alerts.yml"
+PROMETHEUS = ROOT / "deploy/prometheus/prometheus.yml"
 BY_PROMETHEUS = {"job", "instance"}
 """Labels that Prometheus itself gives to what it asks for."""
 
 NAME = re.compile(r"\b((?:srp4ctr[:_]|process_)\w+)(?:\{([^}]*)\})?")
+MATCHER = re.compile(r'(\w+) ?(=~|!~|!=|=)\s*"([^"]*)"')
 GROUPED = re.compile(r"\b(?:by|on|ignoring) ?\(([^)]*)\)")
 
 
@@ -40,18 +44,21 @@ def alerts() -> list[dict]:
 def queries() -> list[str]:
     """All expressions of dashboards, recording rules and alerts."""
     panels = [panel for path in DASHBOARDS for panel in json.loads(path.read_text())["panels"]]
-    return [target["expr"] for panel in panels for target in panel["targets"]] + [
+    return [target["expr"] for panel in panels for target in panel.get("targets", [])] + [
         rule["expr"] for rule in rules()
     ]
 
 
-def labels_of(*texts: str) -> dict[str, set[str]]:
-    """Names of samples with their labels, of what was scraped."""
-    found: dict[str, set[str]] = defaultdict(set)
+def labels_of(*texts: str) -> dict[str, dict[str, set[str]]]:
+    """Names of samples with their labels and the values of these, of what was scraped."""
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for text in texts:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                found[sample.name] |= set(sample.labels)
+                for label, value in sample.labels.items():
+                    found[sample.name][label].add(value)
+                if not sample.labels:
+                    found[sample.name] = defaultdict(set)
     return found
 
 
@@ -63,7 +70,7 @@ def monitored() -> str:
 
 
 @pytest.fixture
-def exported(api, settings, wait_until) -> dict[str, set[str]]:
+def exported(api, settings, wait_until) -> dict[str, dict[str, set[str]]]:
     """Samples of a service after some requests, of a refresh worker, and of a monitor after some impressions."""
     score = {"user_id": "1", "item_ids": ["1", "2"]}
     assert api.post("/score", json=score).status_code == 200
@@ -87,7 +94,7 @@ def exported(api, settings, wait_until) -> dict[str, set[str]]:
                     return False
 
             wait_until(answers)
-            recorded = {rule["record"]: {"bin"} for rule in rules() if "record" in rule}
+            recorded = {rule["record"]: {"bin": set()} for rule in rules() if "record" in rule}
             return labels_of(api.get("/metrics").text, httpx.get(url).text, monitored()) | recorded
         finally:
             worker.terminate()
@@ -102,11 +109,31 @@ def test_every_query_is_of_what_is_exported(exported):
         known = set(BY_PROMETHEUS)
         for name, matchers in names:
             assert name in exported, f"{name} in {query}"
-            own = exported[name] | BY_PROMETHEUS
+            own = set(exported[name]) | BY_PROMETHEUS
             assert set(re.findall(r"(\w+) ?(?:=|!=|=~|!~)\s*\"", matchers)) <= own, query
             known |= own
         for group in GROUPED.findall(query):
             assert {one.strip() for one in group.split(",")} <= known, query
+
+
+def test_every_query_is_of_values_that_there_are(exported):
+    """No panel and no alert stays empty, and none misses what it is for, because of a value that no label ever has."""
+    jobs = {job["job_name"] for job in yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]}
+    # Counted from the first of them on, unlike what a closed set of values is known of.
+    later = {
+        ("srp4ctr_problems_total", "type"): {kind.name for kind in problems.KINDS},
+        ("srp4ctr_requests_total", "status"): {str(status.value) for status in HTTPStatus},
+    }
+    checked = 0
+    for query in queries():
+        for name, matchers in [*NAME.findall(query), *re.findall(r"\b(up)\{([^}]*)\}", query)]:
+            for label, sign, value in MATCHER.findall(matchers):
+                there = jobs if label == "job" else exported[name][label] | later.get((name, label), set())
+                # Each alternative by itself: one that is misspelt is not excused by the others.
+                for one in value.split("|") if "~" in sign else [re.escape(value)]:
+                    assert any(re.fullmatch(one, known) for known in there), f'{label}="{one}" in {query}'
+                    checked += 1
+    assert checked > 20
 
 
 def test_redis_is_measured(exported, api):
