@@ -238,9 +238,26 @@ def test_next_items_stand_beside_published_figures(copied, tiny) -> None:
 def test_a_study_without_results_says_so(copied) -> None:
     """Nothing trained is a report, too."""
     shutil.rmtree(copied.results)
+    shutil.rmtree(copied.report)
     assert copied.run("--no-training") == 0
     assert json.loads((copied.report / "quality.json").read_bytes()) == []
     assert "No cell of this protocol is finished" in (copied.report / "quality.md").read_text()
+
+
+def test_what_was_trained_elsewhere_stays_in_the_report(study, copied) -> None:
+    """Where a protocol has no cell its part stays as it was written, which the report says, and what is planned otherwise by now."""
+    shutil.rmtree(copied.results)
+    copied.plan.write_text(study.plan.read_text().replace('"finetune.epochs" = 2', '"finetune.epochs" = 3'))
+    assert copied.run("--no-training") == 0
+    kept, written = copied.files(), study.files()
+    for name in written:
+        if name not in ("quality.md", "quality.html"):
+            assert kept[name] == written[name], name
+    added = set(kept["quality.md"].decode().splitlines()) - set(written["quality.md"].decode().splitlines())
+    assert added == {
+        "Written before, from cells that were not at hand when the rest was written:",
+        "- tiny-ml-1m, of which din would be trained otherwise now",
+    }
 
 
 def test_costs_add_up(study) -> None:

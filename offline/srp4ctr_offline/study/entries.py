@@ -16,21 +16,20 @@ def cpu_minutes(record: Record) -> float:
     return round(float(sum(record["cpu_minutes"].values())), 2)
 
 
-def entries(measured: list[Measured]) -> list[Entry]:
+def entries(one: Measured) -> list[Entry]:
     """`{protocol, model, seed, auc, gauc, logloss, ece, hr10, ndcg10, cpu_minutes, state_bytes}`, None for no figure."""
     found = []
-    for one in measured:
-        for model, seeds in one.records.items():
-            for seed, record in sorted(seeds.items()):
-                for protocol, figures in _test_figures(one, record).items():
-                    found.append(
-                        _entry(protocol, model, seed, figures, cpu_minutes(record), record.get("state_bytes"))
-                    )
-        if one.compared is not None:
-            for floor in one.compared.floors:
-                value = one.compared.quality(floor).value
-                figures = {name: round(float(value[i]), 6) for i, name in enumerate(METRICS)}
-                found.append(_entry(one.protocol, floor, None, figures, None, None))
+    for model, seeds in one.records.items():
+        for seed, record in sorted(seeds.items()):
+            for protocol, figures in _test_figures(one, record).items():
+                found.append(
+                    _entry(protocol, model, seed, figures, cpu_minutes(record), record.get("state_bytes"))
+                )
+    if one.compared is not None:
+        for floor in one.compared.floors:
+            value = one.compared.quality(floor).value
+            figures = {name: round(float(value[i]), 6) for i, name in enumerate(METRICS)}
+            found.append(_entry(one.protocol, floor, None, figures, None, None))
     return found
 
 

@@ -1,10 +1,12 @@
 """The study's report: `quality.json` for programs, `quality.md` and `quality.html` for people.
 
-It reads the plan and the results alone, and is the same, byte by byte, of the same results.
+It reads the plan, the results, and what it wrote before of protocols that have no results here; it is the same, byte by byte,
+of the same results.
 """
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from srp4ctr.runtime.metrics import DRAWS
@@ -17,6 +19,7 @@ from srp4ctr_offline.study.markdown import bullets, number, seeds_text, table, t
 from srp4ctr_offline.study.measured import Measured, load_measured
 from srp4ctr_offline.study.next_item_section import next_item_section
 from srp4ctr_offline.study.page import render_page
+from srp4ctr_offline.study.part import Part, commits_of, load_part
 from srp4ctr_offline.study.plan import StudyPlan
 from srp4ctr_offline.study.production import condition_differences, conditions_section, slices_section
 from srp4ctr_offline.study.results import Results
@@ -33,50 +36,85 @@ TITLE = "Quality study"
 
 
 def write_report(plan: StudyPlan, results: Results, folder: Path) -> Path:
-    """Write `quality.json`, `.md`, `.html` and the pictures in `quality/`; gives the HTML's path."""
-    plots = folder / NAME
-    plots.mkdir(parents=True, exist_ok=True)
-    for old in plots.glob("*.png"):
-        old.unlink()
+    """Write `quality.json`, `.md`, `.html`, and in `quality/` pictures and each protocol's part; gives the HTML's path.
+
+    Of protocols without a finished cell in `results` stays what `quality/` has of them.
+    """
+    kept = folder / NAME
+    kept.mkdir(parents=True, exist_ok=True)
     measured = load_measured(plan, results)
-    lines = ",\n".join(json.dumps(one, allow_nan=False) for one in entries(measured))
-    (folder / f"{NAME}.json").write_text(f"[\n{lines}\n]\n")
-    aims: list[tuple[str, str, str]] = []
-    body: list[str] = []
-    cost = None
-    headline = next((one for one in measured if one.compared and one.reference in one.records), None)
+    parts: list[Part] = []
+    has_headline = False
     for one in measured:
-        if not one.records:
-            body += [f"## {one.protocol}", "No cell of this protocol is finished."]
-            continue
-        if one.measure == "next_item":
-            body += next_item_section(one, plots)
-            aims += [(f"{one.protocol}: {aim}", what, word) for aim, what, word in next_item_aims(one)]
-            continue
-        conditions = condition_differences(one, results)
-        aims += [(f"{one.protocol}: {aim}", what, word) for aim, what, word in rows_aims(one, conditions)]
-        body += _rows_heading(one)
-        body += setup_section(one)
-        body += models_section(one, plots)
-        body += equal_cpu_section(one)
-        body += ablations_section(one)
-        if one is headline:
-            cost = cost_of(costed_cells(one), results)
-            body += frontier_section(one, cost, plots)
-        body += conditions_section(one, conditions)
-        body += slices_section(one)
-        body += curves_section(one, plots)
-        if one is headline and cost is not None:
-            body += cost_section(one, cost)
-    top = [*summary_section(headline, cost), *_opening(measured, plan), *_aims(aims)]
-    text = "\n\n".join([f"# {TITLE}", *top, *body]) + "\n"
+        part = load_part(kept, one.protocol) if not one.records else None
+        if one.records:
+            for old in kept.glob(f"{one.protocol}-*.png"):
+                old.unlink()
+            leads = not has_headline and one.compared is not None and one.reference in one.records
+            part = _part(one, results, kept, leads)
+            part.save(kept)
+        if part is not None:
+            has_headline |= bool(part.summary)
+            parts.append(part)
+    lines = ",\n".join(json.dumps(entry, allow_nan=False) for part in parts for entry in part.entries)
+    (folder / f"{NAME}.json").write_text(f"[\n{lines}\n]\n" if lines else "[]\n")
+    there = {part.protocol: part for part in parts}
+    aims = [(f"{part.protocol}: {aim}", what, word) for part in parts for aim, what, word in part.aims]
+    body = [
+        block
+        for one in measured
+        for block in (
+            there[one.protocol].body
+            if one.protocol in there
+            else [f"## {one.protocol}", "No cell of this protocol is finished."]
+        )
+    ]
+    summary = next((part.summary for part in parts if part.summary), [])
+    text = "\n\n".join([f"# {TITLE}", *summary, *_opening(measured, there, plan), *_aims(aims), *body]) + "\n"
     (folder / f"{NAME}.md").write_text(text)
     page = folder / f"{NAME}.html"
     page.write_text(render_page(text, folder, TITLE))
     return page
 
 
-def _opening(measured: list[Measured], plan: StudyPlan) -> list[str]:
+def _part(one: Measured, results: Results, plots: Path, leads: bool) -> Part:
+    """What is said of a protocol with finished cells; of the one that leads also what serving costs, and a summary."""
+    body: list[str] = []
+    summary: list[str] = []
+    if one.measure == "next_item":
+        body += next_item_section(one, plots)
+        aims = next_item_aims(one)
+    else:
+        conditions = condition_differences(one, results)
+        aims = rows_aims(one, conditions)
+        cost = cost_of(costed_cells(one), results) if leads else None
+        body += _rows_heading(one)
+        body += setup_section(one)
+        body += models_section(one, plots)
+        body += equal_cpu_section(one)
+        body += ablations_section(one)
+        if cost is not None:
+            body += frontier_section(one, cost, plots)
+        body += conditions_section(one, conditions)
+        body += slices_section(one)
+        body += curves_section(one, plots)
+        if cost is not None:
+            body += cost_section(one, cost)
+            summary = summary_section(one, cost)
+    return Part(
+        protocol=one.protocol,
+        cells=sorted(one.cells[name][seed].key for name, seeds in one.records.items() for seed in seeds),
+        commits=dict(commits_of(one)),
+        row=_protocol_row(one),
+        entries=entries(one),
+        missing=_missing(one),
+        aims=aims,
+        body=body,
+        summary=summary,
+    )
+
+
+def _opening(measured: list[Measured], parts: Mapping[str, Part], plan: StudyPlan) -> list[str]:
     """What was measured and how, and what is missing."""
     blocks = [
         "## What was measured, and how",
@@ -84,7 +122,10 @@ def _opening(measured: list[Measured], plan: StudyPlan) -> list[str]:
             "Written by `make study`, which trains what is missing and then writes this; nothing here is typed by hand. "
             "A cell is one model on one protocol with one seed."
         ),
-        _protocols_table(measured),
+        table(
+            ["protocol", "measure", "test rows", "test users", "clicked", "models", "cells done"],
+            [parts[one.protocol].row if one.protocol in parts else _protocol_row(one) for one in measured],
+        ),
         bullets(
             [
                 (
@@ -110,51 +151,58 @@ def _opening(measured: list[Measured], plan: StudyPlan) -> list[str]:
                 ),
             ]
         ),
-        *_commits(measured),
+        *_commits(parts.values()),
+        *_kept(measured, parts),
     ]
-    missing = _missing(measured)
+    missing = [
+        line
+        for one in measured
+        for line in (parts[one.protocol].missing if one.protocol in parts else _missing(one))
+    ]
     if missing:
         return [*blocks, "**Planned and missing:**", bullets(missing)]
     return [*blocks, "All planned cells are finished."]
 
 
-def _protocols_table(measured: list[Measured]) -> str:
-    rows = []
-    for one in measured:
-        planned = sum(len(seeds) for seeds in one.cells.values())
-        done = sum(len(seeds) for seeds in one.records.values())
-        test = thousands(len(one.rows)) if one.rows is not None else "-"
-        users = thousands(len(set(one.compared.user.tolist()))) if one.compared else "-"
-        share = number(float(one.compared.label.mean()), 3) if one.compared else "-"
-        what = "labelled rows" if one.measure == "rows" else "next item"
-        rows.append([one.protocol, what, test, users, share, str(len(one.cells)), f"{done} of {planned}"])
-    head = ["protocol", "measure", "test rows", "test users", "clicked", "models", "cells done"]
-    return table(head, rows)
+def _protocol_row(one: Measured) -> list[str]:
+    planned = sum(len(seeds) for seeds in one.cells.values())
+    done = sum(len(seeds) for seeds in one.records.values())
+    test = thousands(len(one.rows)) if one.rows is not None else "-"
+    users = thousands(len(set(one.compared.user.tolist()))) if one.compared else "-"
+    share = number(float(one.compared.label.mean()), 3) if one.compared else "-"
+    what = "labelled rows" if one.measure == "rows" else "next item"
+    return [one.protocol, what, test, users, share, str(len(one.cells)), f"{done} of {planned}"]
 
 
-def _commits(measured: list[Measured]) -> list[str]:
-    commits = Counter(
-        (record.get("git_commit") or "unknown")[:10]
-        for one in measured
-        for seeds in one.records.values()
-        for record in seeds.values()
-    )
+def _commits(parts: Iterable[Part]) -> list[str]:
+    commits = sum((Counter(part.commits) for part in parts), Counter[str]())
     counted = ", ".join(f"{name} ({count})" for name, count in sorted(commits.items()))
     return [f"Commits that the cells were trained on top of: {counted}."] if commits else []
 
 
-def _missing(measured: list[Measured]) -> list[str]:
-    missing = []
+def _kept(measured: list[Measured], parts: Mapping[str, Part]) -> list[str]:
+    """Protocols that stand as they were written before, and what of their plan has changed since."""
+    lines = []
     for one in measured:
-        missing += [
-            f"{one.protocol}: {name}, seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}"
-            for name, seeds in one.missing().items()
-        ]
-        gone = one.without_predictions()
-        if gone:
-            missing.append(
-                f"{one.protocol}: no predictions of {', '.join(gone)}, which are in no seed-average"
+        if not one.records and one.protocol in parts:
+            changed = parts[one.protocol].changed(one)
+            lines.append(
+                one.protocol
+                + (f", of which {', '.join(changed)} would be trained otherwise now" if changed else "")
             )
+    if not lines:
+        return []
+    return ["Written before, from cells that were not at hand when the rest was written:", bullets(lines)]
+
+
+def _missing(one: Measured) -> list[str]:
+    missing = [
+        f"{one.protocol}: {name}, seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}"
+        for name, seeds in one.missing().items()
+    ]
+    gone = one.without_predictions()
+    if gone:
+        missing.append(f"{one.protocol}: no predictions of {', '.join(gone)}, which are in no seed-average")
     return missing
 
 
