@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from srp4ctr.contract.errors import StoreUnavailable
+from srp4ctr.contract.errors import StoreError
 from srp4ctr.contract.http_types import ImpressionsRequest
 from srp4ctr.runtime.feedback_store import AsyncFeedbackStore, MonitoredAnswer, ShownItems
 from srp4ctr_service.background import every
@@ -62,7 +62,7 @@ class Monitored:
     async def shown(self, request: ImpressionsRequest, info: RequestInfo) -> bytes:
         """The answer to POST /impressions, given when Redis has what is of the share.
 
-        Raises StoreUnavailable.
+        Raises StoreError.
         """
         kept = [
             ShownItems(one.user_id, one.request_id, one.timestamp_ms, one.item_ids)
@@ -84,7 +84,7 @@ class Monitored:
             return
         try:
             pushed_out = await self._store.add(taken, self._limit_s)
-        except StoreUnavailable as error:
+        except StoreError as error:
             log.warning("answers_not_monitored", answers=len(taken), reason=str(error))
             self._telemetry.count_monitored(0, len(taken))
         else:

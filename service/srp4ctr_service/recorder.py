@@ -137,5 +137,7 @@ class Recorder:
         if taken:
             # What is being written still takes memory.
             written = self._waiting
-            await asyncio.to_thread(lambda: self._files.write(one.record().line() for one in taken))
-            self._waiting -= written
+            try:
+                await asyncio.to_thread(lambda: self._files.write(one.record().line() for one in taken))
+            finally:
+                self._waiting -= written

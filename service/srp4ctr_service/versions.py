@@ -15,7 +15,7 @@ from srp4ctr.contract.schema import FeatureSchema
 from srp4ctr.contract.transforms import SCHEMA
 from srp4ctr.runtime.bundle import open_revision
 from srp4ctr.runtime.state_store import Active, AsyncStateStore
-from srp4ctr_service.background import in_background
+from srp4ctr_service.background import every
 from srp4ctr_service.model import ServedModel
 from srp4ctr_service.settings import Settings
 from srp4ctr_service.telemetry import Telemetry
@@ -59,13 +59,11 @@ class Versions:
     async def followed(self) -> AsyncIterator[None]:
         """Follow the active version while entered; the first look is over on entering."""
         await self._look()
-        async with in_background(self._follow(), "follow-active-version"):
+        # What would be loaded when the service stops serves nobody.
+        async with every(
+            self._settings.version_poll_ms / 1000, self._look, "follow-active-version", last=False
+        ):
             yield
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.version_poll_ms / 1000)
-            await self._look()
 
     async def _look(self) -> None:
         """Load what is active now unless it is loaded; whatever fails leaves the current model in place."""

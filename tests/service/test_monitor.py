@@ -288,6 +288,25 @@ def test_what_could_not_be_looked_up_is_judged_later(watch, redis_server):
     assert metric(watched.metrics(), "srp4ctr_shown_items_total") == 2
 
 
+def test_answers_are_kept_again_when_what_was_wrong_in_redis_is_mended(watch):
+    """What lies where answers belong costs those that could not be kept, which are counted, and no later ones."""
+    watched = watch()
+    stream = watched.keys.answered(partition("7"))
+    watched.redis.set(stream, b"no stream")
+
+    def dropped():
+        return metric(watched.api.get("/metrics").text, "srp4ctr_monitored_total", outcome="dropped")
+
+    watched.score()
+    limit = time.monotonic() + 20
+    while dropped() != 1:
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    watched.redis.delete(stream)
+    watched.score()
+    watched.wait_for(1)
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
