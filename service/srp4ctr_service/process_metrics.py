@@ -10,7 +10,10 @@ from prometheus_client.registry import Collector
 PROC = Path("/proc")
 _TICKS = os.sysconf("SC_CLK_TCK")
 # proc_pid_stat(5): fields behind the command's name, which may contain anything; the first of them is the third.
-_UTIME, _CSTIME, _START = 14 - 3, 17 - 3, 22 - 3
+_STATE, _UTIME, _CUTIME, _CSTIME, _START = 3 - 3, 14 - 3, 16 - 3, 17 - 3, 22 - 3
+_BEING_REAPED = "X"
+TRIES = 5
+"""Looks at the supervisor and its workers until none of these was reaped meanwhile."""
 
 
 class WorkersCollector(Collector):
@@ -26,26 +29,38 @@ class WorkersCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics."""
         try:
-            own = _stat(self._supervisor)
+            began = _booted() + int(_stat(self._supervisor)[_START]) / _TICKS
             workers = _children(self._supervisor)
-            began = _booted() + int(own[_START]) / _TICKS
+            ticks = _used(self._supervisor)
         except OSError:
             return
-        ticks, resident = _ticks(own), _resident(self._supervisor)
-        for worker in workers:
-            try:
-                ticks += _ticks(_stat(worker))
-                resident += _resident(worker)
-            except OSError:
-                # It has ended meanwhile; its parent has its ticks the next time.
-                continue
-        yield CounterMetricFamily("process_cpu_seconds", "CPU time of all workers", ticks / _TICKS)
+        if ticks is not None:
+            yield CounterMetricFamily("process_cpu_seconds", "CPU time of all workers", ticks / _TICKS)
         yield GaugeMetricFamily(
             "process_resident_memory_bytes",
             "Memory of all workers; what they share counts once (proportional set size)",
-            resident,
+            sum(map(_resident, [self._supervisor, *workers])),
         )
         yield GaugeMetricFamily("process_start_time_seconds", "Start of the supervisor, Unix time", began)
+
+
+def _used(supervisor: int) -> int | None:
+    """Ticks of the supervisor and all workers there ever were; None where these end faster than they can be looked at.
+
+    When a worker is reaped, its ticks move to its parent. Seen on both sides of that, or on neither, they would count twice or not
+    at all: the counter would fall then or the next time. Raises OSError where there is no such supervisor.
+    """
+    for _ in range(TRIES):
+        before, workers = _stat(supervisor), _children(supervisor)
+        try:
+            stats = [_stat(worker) for worker in workers]
+        except OSError:
+            continue
+        own = _stat(supervisor)
+        moved = own[_CUTIME : _CSTIME + 1] != before[_CUTIME : _CSTIME + 1]
+        if not moved and all(stat[_STATE] != _BEING_REAPED for stat in stats):
+            return sum(map(_ticks, [own, *stats]))
+    return None
 
 
 def _stat(pid: int) -> Sequence[str]:
@@ -57,15 +72,18 @@ def _ticks(stat: Sequence[str]) -> int:
     return sum(map(int, stat[_UTIME : _CSTIME + 1]))
 
 
-def _children(pid: int) -> list[int]:
-    return [
+def _children(pid: int) -> set[int]:
+    return {
         int(child) for path in (PROC / f"{pid}/task").glob("*/children") for child in path.read_text().split()
-    ]
+    }
 
 
 def _resident(pid: int) -> int:
-    """Bytes; 0 for one that has ended and is not waited for yet."""
-    lines = (PROC / f"{pid}/smaps_rollup").read_text().splitlines()
+    """Bytes; 0 for one that has ended."""
+    try:
+        lines = (PROC / f"{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 

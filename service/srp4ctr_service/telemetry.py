@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from srp4ctr.contract.http_types import Degradation, StateStatus, Tier
 from srp4ctr.runtime.event_store import Outcome
@@ -244,15 +244,16 @@ class Telemetry:
         self.flush()
         if self._shared is None:
             return generate_latest(self.registry)
-        for pid in _dead(self._shared):
-            mark_process_dead(pid, str(self._shared))  # type: ignore[no-untyped-call]
+        _leave_out_dead(self._shared)
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
         registry.register(WorkersCollector(os.getppid()))
         return generate_latest(registry)
 
 
-def _dead(folder: Path) -> set[int]:
-    """Workers that counted here and have ended: what they served, they serve no more."""
-    pids = {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}
-    return {pid for pid in pids if not Path(f"/proc/{pid}").exists()}
+def _leave_out_dead(folder: Path) -> None:
+    """Remove what ended workers served, as they serve it no more; another worker that is asked at the same time does so, too."""
+    for path in folder.glob("gauge_live*_*.db"):
+        if not Path(f"/proc/{path.stem.rpartition('_')[2]}").exists():
+            # prometheus_client's mark_process_dead fails where the file has just gone.
+            path.unlink(missing_ok=True)
