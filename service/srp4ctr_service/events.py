@@ -3,8 +3,7 @@
 import time
 from collections import defaultdict
 
-from srp4ctr.contract.errors import InvalidRequest
-from srp4ctr.contract.events import RawEvent
+from srp4ctr.contract.events import RawEvent, check_time
 from srp4ctr.contract.http_types import EventsRequest
 from srp4ctr.contract.transforms import BEHAVIOUR, check_value
 from srp4ctr.runtime.event_store import AsyncEventStore
@@ -23,7 +22,7 @@ class Events:
         self._versions = versions
         self._store = store
         self._telemetry = telemetry
-        self._max_ahead_ms = 1000 * settings.events_max_ahead_s
+        self._max_ahead_s = settings.events_max_ahead_s
         self._limit_s = settings.redis_read_timeout_ms / 1000
 
     async def record(self, request: EventsRequest, info: RequestInfo) -> bytes:
@@ -63,14 +62,9 @@ class Events:
         own = {feature.name for feature in transforms.features(BEHAVIOUR)}
         # Clients learn of a switch later than services. What is stored is raw, and each version reads what it knows of it.
         elsewhere = self._versions.behaviours_before() - own
-        latest = time.time_ns() // 1_000_000 + self._max_ahead_ms
+        now_ms = time.time_ns() // 1_000_000
         for place, event in enumerate(request.events):
-            if event.timestamp_ms > latest:
-                raise InvalidRequest(
-                    f"events[{place}].timestamp_ms",
-                    f"is {(event.timestamp_ms - latest + self._max_ahead_ms) / 1000:,.0f} s ahead of the service's clock; "
-                    "Unix milliseconds are wanted",
-                )
+            check_time(event.timestamp_ms, now_ms, self._max_ahead_s, f"events[{place}].timestamp_ms")
             # For what it raises: other versions make other codes of the values.
             features = dict(event.features)
             for name in elsewhere.intersection(features):

@@ -4,6 +4,7 @@ Which requests are of the share is decided by their ids, so that whichever proce
 """
 
 import contextlib
+import time
 import zlib
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ import structlog
 from numpy.typing import NDArray
 
 from srp4ctr.contract.errors import StoreError
+from srp4ctr.contract.events import check_time
 from srp4ctr.contract.http_types import ImpressionsRequest
 from srp4ctr.runtime.feedback_store import AsyncFeedbackStore, MonitoredAnswer, ShownItems
 from srp4ctr_service.background import every
@@ -33,6 +35,7 @@ class Monitored:
         self._below = settings.monitored_share * 2**32
         self._store = store
         self._telemetry = telemetry
+        self._max_ahead_s = settings.events_max_ahead_s
         self._limit_s = settings.redis_read_timeout_ms / 1000
         self._taken: list[MonitoredAnswer] = []
         self._waiting = 0
@@ -62,8 +65,11 @@ class Monitored:
     async def shown(self, request: ImpressionsRequest, info: RequestInfo) -> bytes:
         """The answer to POST /impressions, given when Redis has what is of the share.
 
-        Raises StoreError.
+        Raises StoreError, and InvalidRequest where one is of the future.
         """
+        now_ms = time.time_ns() // 1_000_000
+        for place, one in enumerate(request.impressions):
+            check_time(one.timestamp_ms, now_ms, self._max_ahead_s, f"impressions[{place}].timestamp_ms")
         kept = [
             ShownItems(one.user_id, one.request_id, one.timestamp_ms, one.item_ids)
             for one in request.impressions

@@ -77,7 +77,9 @@ class Settings(StoreSettings):
         description="while Redis is lost, only one request in this time tries it and the others do not wait, milliseconds",
     )
     events_max_ahead_s: float = Field(
-        default=60, ge=0, description="how far an event's time may be ahead of this machine's clock, seconds"
+        default=60,
+        ge=0,
+        description="how far the time of an event or an impression may be ahead of this machine's clock, seconds",
     )
     stale_after_s: float = Field(
         default=86_400, gt=0, description="a user's state that is older is used, and called stale; seconds"

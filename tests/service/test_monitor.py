@@ -315,6 +315,7 @@ def test_answers_are_kept_again_when_what_was_wrong_in_redis_is_mended(watch):
         ({"user_id": "a\0b"}, "impressions[0].user_id"),
         ({"request_id": ""}, "impressions[0].request_id"),
         ({"timestamp_ms": 0}, "impressions[0].timestamp_ms"),
+        ({"timestamp_ms": 4_000_000_000_000}, "impressions[0].timestamp_ms"),
         ({"position": 1}, "impressions[0].position"),
     ],
 )

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from srp4ctr.contract.errors import InvalidRequest
+
 EVENT_ID = r"[A-Za-z0-9._:-]{1,128}"
 """A pattern of what an event id looks like."""
 
@@ -45,6 +47,15 @@ def unpack_history(stored: Sequence[bytes]) -> list[RawEvent]:
     # One document: a parser's call costs more than an event.
     events = json.loads(b"[" + b",".join(stored) + b"]")
     return [_checked(content, place) for place, content in enumerate(events)]
+
+
+def check_time(time_ms: int, now_ms: int, max_ahead_s: float, field: str) -> None:
+    """Raises InvalidRequest, which names `field`, where a time is further ahead of the clock than clocks are apart."""
+    ahead_s = (time_ms - now_ms) / 1000
+    if ahead_s > max_ahead_s:
+        raise InvalidRequest(
+            field, f"is {ahead_s:,.0f} s ahead of the service's clock; Unix milliseconds are wanted"
+        )
 
 
 def latest(events: Iterable[RawEvent]) -> int | None:

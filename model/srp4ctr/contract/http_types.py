@@ -139,7 +139,8 @@ class Impression(Body):
     )
     timestamp_ms: int = Field(
         ge=1,
-        description="when they were shown, Unix milliseconds, by the clock that events have their times from",
+        description="when they were shown, Unix milliseconds, by the clock that events have their times from; a little ahead of the "
+        "service's clock at most",
     )
 
 
