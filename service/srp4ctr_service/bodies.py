@@ -1,6 +1,6 @@
 """Request bodies: read within limits, parsed once, and errors that name the field."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
@@ -15,16 +15,13 @@ from srp4ctr.contract.http_types import (
     ImpressionsRequest,
     UserRequest,
 )
+from srp4ctr.contract.wrong_fields import BODY, invalid_request
 from srp4ctr_service.bounded_http import is_late
-from srp4ctr_service.formats import BODY, Format
+from srp4ctr_service.formats import Format
 from srp4ctr_service.settings import Settings
 
 NUL = "must not contain the character NUL"
-MAX_ERRORS = 20
 R = TypeVar("R", bound=Body)
-_MAX_FIELD = 100
-# Fields with values of several types, and how many parts of a path name one of these.
-_VALUES = {"context": 2, "candidate_features": 3, "user_features": 2, "items": 3, "features": 2}
 
 
 async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
@@ -107,27 +104,5 @@ def _check_inline(request: UserRequest, most: int, at: str) -> None:
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
-    found: dict[str, str] = {}
-    for one in error.errors(include_url=False, include_context=False, include_input=False):
-        if one["type"] == "json_invalid":
-            return MalformedBody(BODY, one["msg"])
-        if len(found) == MAX_ERRORS:
-            break
-        field, message = _field_and_message(one["loc"], one["msg"])
-        found.setdefault(field, message)
-    first, *others = found.items()
-    return InvalidRequest(*first, *others)
-
-
-def _field_and_message(location: tuple[Any, ...], message: str) -> tuple[str, str]:
-    # What follows a value of several types names those, each with an error of its own.
-    values = next((place for place, part in enumerate(location) if part in _VALUES), None)
-    if values is not None and len(location) > values + _VALUES[str(location[values])]:
-        shown = location[: values + _VALUES[str(location[values])]]
-        return _path(shown), "must be a string, a number, a boolean or null"
-    return _path(location), message
-
-
-def _path(location: tuple[Any, ...]) -> str:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    return (path if len(path) <= _MAX_FIELD else f"{path[:_MAX_FIELD]}...") or BODY
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return MalformedBody(BODY, first["msg"]) if first["type"] == "json_invalid" else invalid_request(error)

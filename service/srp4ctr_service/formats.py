@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from starlette.types import Scope
 
 from srp4ctr.contract.errors import MalformedBody
+from srp4ctr.contract.wrong_fields import BODY
 
-BODY = "body"
 M = TypeVar("M", bound=BaseModel)
 
 

@@ -1,11 +1,13 @@
 """The Python client against the running service, and against servers that fail in ways a service does not at will."""
 
 import asyncio
+import math
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from pydantic import ValidationError
 
 from srp4ctr.client import (
     AsyncClient,
@@ -16,6 +18,7 @@ from srp4ctr.client import (
     ServiceUnreachable,
     UserRequest,
 )
+from srp4ctr.client.calls import Json, batch_call
 from srp4ctr.contract.errors import ConfigError, InvalidRequest
 from srp4ctr.contract.http_types import Problem
 
@@ -100,6 +103,48 @@ def test_wrong_requests_are_refused_with_their_field(url, binary):
             client.score("1", ["1"], context={"foo": 1})
         assert answered.value.problem.status == 422
         assert answered.value.problem.request_id
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_never_sent(number, binary):
+    """NaN and infinity are refused by their field before anything is sent, and are no null, wherever a request may have them."""
+    # Nobody listens there: a request that was sent would be another error.
+    with Client("http://127.0.0.1:9", binary=binary) as client:
+        for fields, wrong in (
+            ({"context": {"hour": number}}, "context.hour"),
+            ({"user_features": {"age": number}}, "user_features.age"),
+            ({"candidate_features": {"hour": [1.5, number]}}, "candidate_features.hour[1]"),
+            ({"items": {"3": {"price": number}}}, "items.3.price"),
+            ({"items": {"3": {"tags": ["a", number]}}}, "items.3.tags"),
+            ({"deadline_ms": number}, "deadline_ms"),
+        ):
+            for ask in (client.score, client.rank):
+                with pytest.raises(InvalidRequest, match="must be a finite number") as refused:
+                    ask("1", ["3", "1"], **fields)
+                assert refused.value.field == wrong
+        # As they were made these were right.
+        one, event = UserRequest(user_id="1", item_ids=["3"], context={}), make_event()
+        one.context["hour"] = event.features["rating"] = number
+        with pytest.raises(InvalidRequest) as refused:
+            client.batch([UserRequest(user_id="2", item_ids=["3"]), one])
+        assert refused.value.field == "requests[1].context.hour"
+        with pytest.raises(InvalidRequest) as refused:
+            client.events([event])
+        assert refused.value.field == "events[0].features.rating"
+    with pytest.raises(ValidationError, match="finite number"):
+        UserRequest(user_id="1", item_ids=["3"], context={"hour": number})
+
+
+def make_event() -> Event:
+    """One that fits."""
+    return Event(user_id="7", item_id="7", event_id="e", timestamp_ms=1, features={})
+
+
+def test_parts_of_requests_say_what_was_set_alone():
+    """Users of a batch are sent as they were made, without the fields that nobody gave."""
+    call = batch_call([UserRequest(user_id="1", item_ids=["3"])], None)
+    assert call.content(Json())["content"] == b'{"requests":[{"user_id":"1","item_ids":["3"]}]}'
 
 
 def test_nobody_there_is_unreachable():

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
-from srp4ctr.contract.errors import DependencyMissing, InvalidRequest, Srp4ctrError
+from srp4ctr.contract.errors import DependencyMissing, Srp4ctrError
 from srp4ctr.contract.http_types import (
     BatchRequest,
     BatchResponse,
@@ -27,6 +27,7 @@ from srp4ctr.contract.http_types import (
     ScoreResponse,
     UserRequest,
 )
+from srp4ctr.contract.wrong_fields import invalid_request
 
 try:
     import httpx
@@ -176,11 +177,7 @@ def _checked(kind: type[BaseModel], fields: Mapping[str, Any]) -> BaseModel:
     try:
         return kind(**{name: _plain(value) for name, value in fields.items()})
     except ValidationError as error:
-        first, *others = [
-            (".".join(map(str, one["loc"])) or "request", one["msg"])
-            for one in error.errors(include_url=False, include_input=False)
-        ]
-        raise InvalidRequest(*first, *others) from None
+        raise invalid_request(error) from None
 
 
 def _plain(value: object) -> object:

@@ -28,7 +28,15 @@ class Body(BaseModel):
     """A request body: JSON types are taken as they are, and an unknown field is an error."""
 
     # Ids are too many for pydantic's cache of strings, which would merely be one more table to be out of the CPU's cache.
-    model_config = ConfigDict(extra="forbid", strict=True, cache_strings="keys")
+    # No NaN and no infinity: JSON has none, and a client would send null, another value, in their place. Whatever a part of a
+    # request was made of, it may have been changed since.
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        cache_strings="keys",
+        allow_inf_nan=False,
+        revalidate_instances="always",
+    )
 
 
 class UserRequest(Body):
@@ -66,7 +74,6 @@ class Timed(Body):
         default=None,
         gt=0,
         le=60_000,
-        allow_inf_nan=False,
         description="time for the whole answer, milliseconds",
     )
 
