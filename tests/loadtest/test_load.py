@@ -38,8 +38,9 @@ from srp4ctr_loadtest.load.checks import (
 from srp4ctr_loadtest.load.open_loop import OpenLoop, Pool, open_loop
 from srp4ctr_loadtest.load.population import Population
 from srp4ctr_loadtest.load.replay import read_questions
+from srp4ctr_loadtest.load.results import Results
 from srp4ctr_loadtest.load.saturation import search
-from srp4ctr_loadtest.load.server import Watch
+from srp4ctr_loadtest.load.server import Use, Watch
 from srp4ctr_loadtest.load.settings import LoadSettings, read_load_settings
 from srp4ctr_loadtest.load.shapes import users_at
 from srp4ctr_loadtest.load.workload import Question, Workload, Zipf
@@ -306,6 +307,31 @@ def test_a_service_that_only_refuses_fails_the_run(run) -> None:
         code, content = run(url, "--accept-refusals", "--rates", "20", "--rate-s", "0.5")
     assert code == 1
     assert set(content["failures"]) == {"no right answer in a whole loop"}
+
+
+def test_requests_under_way_in_the_end_are_waited_for(run) -> None:
+    """Answers that take longer than the closed loop are counted, and a loop that nobody answers in time fails by its requests."""
+
+    async def answer(path, request_id, content):
+        await asyncio.sleep(1.5)
+        return 200, right(path, request_id, content)
+
+    options = ["--seconds", "1", "--users", "3", "--events-share", "0"]
+    with server(answer) as url:
+        code, content = run(url, *options)
+        assert (code, content["closed_loop"]["requests"], content["closed_loop"]["failed"]) == (0, 3, 0)
+        code, content = run(url, *options, "--timeout-s", "0.7")
+    closed = content["closed_loop"]
+    assert code == 1
+    assert closed["requests"] == closed["failed"] >= 3
+    assert content["failures"]["no right answer in a whole loop"] == closed["requests"]
+
+
+def test_a_loop_in_which_no_request_ended_fails() -> None:
+    """Nothing asked is nothing answered: the run fails and says so."""
+    results = Results({}, LoadSettings(), Use(None), closed=Answers("closed", 1.0))
+    assert results.failures() == {"no right answer in a whole loop": 1}
+    assert "no right answer in a whole loop" in results.as_json()["failures"]
 
 
 @pytest.mark.parametrize("accept", [False, True])

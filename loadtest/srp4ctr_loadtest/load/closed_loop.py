@@ -23,7 +23,7 @@ def closed_loop(url: str, settings: LoadSettings, population: Path | None, folde
     result.unlink(missing_ok=True)
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--host", url, "--headless"]
     command += ["--only-summary", "--loglevel", "WARNING", "--answers", str(result)]
-    limit_s = settings.seconds + settings.timeout_s + MORE_S
+    limit_s = settings.seconds + settings.stop_s + MORE_S
     try:
         done = subprocess.run(
             command,

@@ -70,6 +70,8 @@ def _add_options(parser: Any) -> None:
 def _begin(environment: Environment, **_: object) -> None:
     assert environment.host is not None
     assert environment.runner is not None
+    # Requests that are under way in the end are waited for, or a service that answers none in time would have failed none.
+    environment.stop_timeout = settings.stop_s
     try:
         Run.versions = Versions(environment.host.rstrip("/"), settings.headers())
     except ServiceNotReady as error:

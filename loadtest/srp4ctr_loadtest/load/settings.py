@@ -120,6 +120,11 @@ class LoadSettings(BaseSettings):
         """`rates` as numbers."""
         return [float(one) for one in self.rates.split(",") if one]
 
+    @property
+    def stop_s(self) -> float:
+        """How long a user of locust may take in the end: for the request under way, and for telling what was shown and done."""
+        return 3 * self.timeout_s + 1
+
     def headers(self) -> dict[str, str]:
         """What every request has to have. Raises ConfigError where the key's file cannot be read."""
         if self.api_key_file is None:
