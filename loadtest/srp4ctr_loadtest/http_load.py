@@ -142,15 +142,20 @@ def open_loop(
 
 
 async def connect(url: str, connections: int) -> list[Connection]:
-    """So many open connections to the URL's server, each of which the caller closes."""
+    """So many open connections to the URL's server, each of which the caller closes; OSError where it does not take all."""
     loop = asyncio.get_running_loop()
     parts = urlsplit(url)
-    opened = []
-    for _ in range(connections):
-        _, protocol = await loop.create_connection(
-            Connection, parts.hostname or "localhost", parts.port or 80
-        )
-        opened.append(protocol)
+    opened: list[Connection] = []
+    try:
+        for _ in range(connections):
+            _, protocol = await loop.create_connection(
+                Connection, parts.hostname or "localhost", parts.port or 80
+            )
+            opened.append(protocol)
+    except BaseException:
+        for connection in opened:
+            connection.close()
+        raise
     return opened
 
 

@@ -1,15 +1,18 @@
 """The load test asks like a ranking system, notices every wrong answer, and reports what it measured and how."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -652,6 +655,65 @@ def test_open_loops_outlive_connections_that_break() -> None:
     assert found.answers.loop == "open"
 
 
+def test_a_service_that_is_away_for_a_whole_rate_fails_its_requests() -> None:
+    """Each request is noted as failed; connections are tried as often as requests are due, and not again and again."""
+    tried = 0
+    workload = Workload(POPULATION, LoadSettings(candidates="2"), 0)
+
+    async def answer(path, request_id, content):
+        return 200, right(path, request_id, content)
+
+    with server(answer) as url:
+        pool = Pool.of(url, {}, iter(workload.question, None), timeout_s=1)
+    # Nobody listens there any more.
+    found = open_loop(pool, connections=4, rate=40, seconds=1)
+    assert found.answers.errors() == {"no answer: no connection": 40}
+
+    # Somebody listens, and hangs up at once: the tries can be counted.
+    with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))) as listener:
+
+        def hang_up():
+            nonlocal tried
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    tried += 1
+                    connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        found = open_loop(pool, connections=4, rate=40, seconds=1)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert found.answers.errors().total() == 40
+    assert all(name.startswith("no answer: ") for name in found.answers.errors())
+    # Those of the beginning, and one a request at most.
+    assert 4 <= tried <= 4 + 40
+
+
+def test_a_connection_that_nobody_takes_up_is_not_waited_for_forever() -> None:
+    """What is spent on connecting is of the request's own time: a host that answers nothing fails requests by it."""
+    workload = Workload(POPULATION, LoadSettings(candidates="2"), 0)
+
+    async def answer(path, request_id, content):
+        return 200, right(path, request_id, content)
+
+    with server(answer) as url:
+        pool = Pool.of(url, {}, iter(workload.question, None), timeout_s=0.3)
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        pool = replace(pool, url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        # Linux drops what comes to a full queue, as a firewall does.
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        found = open_loop(pool, connections=2, rate=20, seconds=0.5)
+    assert found.answers.errors() == {"no answer: timeout": 10}
+    assert found.answers.seconds < 5
+
+
 def test_closed_loops_outlive_them_too(run) -> None:
     """As where a replica is killed under load: these answers are missing, none is wrong, and the others are right."""
     with breaking_server() as url:
@@ -763,6 +825,33 @@ def test_replicas_behind_one_address_are_told_apart() -> None:
                 time.sleep(0.05)
     assert 0.25 < use.cpu_cores[3] < 2
     assert use.memory_mb[3] == 100
+
+
+@pytest.mark.parametrize(
+    "told", [b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{", b"HT", b"nonsense\r\n\r\n"]
+)
+def test_a_service_that_is_killed_while_it_tells_is_like_one_that_is_away(told) -> None:
+    """Half an answer to GET /model or GET /metrics tells nothing, and ends neither the check of a version nor the watch."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(10_000)
+                        connection.sendall(told)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            assert Watch(f"{url}/metrics", {}, None).use.source is None
+            with pytest.raises(ServiceNotReady, match="tells no model"):
+                Versions(url, {})
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_neither_torch_nor_gevent_is_loaded_with_the_command() -> None:

@@ -6,6 +6,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 
 import orjson
@@ -56,7 +57,8 @@ class Versions:
         try:
             with urllib.request.urlopen(request, timeout=MODEL_LIMIT_S) as answer:  # noqa: S310 -- as above
                 found: dict[str, Any] = orjson.loads(answer.read())
-        except (OSError, ValueError):
+        except (OSError, HTTPException, ValueError):
+            # Away, or killed within its answer.
             return None
         return found
 

@@ -72,13 +72,11 @@ class OpenLoop:
 def open_loop(pool: Pool, *, connections: int, rate: float, seconds: float) -> OpenLoop:
     """Ask `rate` times a second at random times that are fixed before (a Poisson process), then check what was answered.
 
-    A latency begins when its request was due, and so does the time after which one is given up. Raises ServiceNotReady where nobody listens.
+    A latency begins when its request was due, and so does the time after which one is given up. Where nobody listens, requests
+    fail, each by one try to connect at most: connections are opened no more often than requests are due.
     """
     used = time.process_time()
-    try:
-        sent, took = uvloop.run(_ask(pool, connections, rate, seconds))
-    except OSError as error:
-        raise ServiceNotReady(f"{pool.url} takes no connections: {error}") from error
+    sent, took = uvloop.run(_ask(pool, connections, rate, seconds))
     used = time.process_time() - used
     answers = Answers("open", took)
     for one in sorted(sent, key=lambda one: one.due):
@@ -104,7 +102,7 @@ def _judge(pool: Pool, one: Sent, answers: Answers) -> str:
 
 async def _ask(pool: Pool, connections: int, rate: float, seconds: float) -> tuple[list[Sent], float]:
     loop = asyncio.get_running_loop()
-    asker = _Asker(pool, await connect(pool.url, connections))
+    asker = _Asker(pool, await _opened(pool, connections))
     # A Poisson process of which it is known how many there are.
     times = np.sort(np.random.default_rng(0).uniform(0, seconds, max(1, round(rate * seconds))))
     asker.began = loop.time()
@@ -120,10 +118,19 @@ async def _ask(pool: Pool, connections: int, rate: float, seconds: float) -> tup
     return asker.sent, took
 
 
+async def _opened(pool: Pool, connections: int) -> Sequence[Connection | None]:
+    """So many connections, None for those that are still to be opened: all of them where nobody takes any in time."""
+    try:
+        async with asyncio.timeout(pool.timeout_s):
+            return await connect(pool.url, connections)
+    except OSError:
+        return [None] * connections
+
+
 class _Asker:
     """Connections that are taken in turns, each opened again when it has ended."""
 
-    def __init__(self, pool: Pool, opened: Sequence[Connection]) -> None:
+    def __init__(self, pool: Pool, opened: Sequence[Connection | None]) -> None:
         self.sent: list[Sent] = []
         self.began = 0.0
         self._pool = pool
@@ -142,9 +149,9 @@ class _Asker:
         try:
             if left_s <= 0:
                 raise TimeoutError
-            if connection is None or not connection.usable:
-                [connection] = await connect(self._pool.url, 1)
             async with asyncio.timeout(left_s):
+                if connection is None or not connection.usable:
+                    [connection] = await connect(self._pool.url, 1)
                 status, body = await connection.ask(self._pool.wire[place])
         except TimeoutError:
             body = b"timeout"

@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -114,7 +115,7 @@ class Watch:
                 self._note("processes", self._tree.cpu_seconds(), _memory(self._tree))
             return
         for url in self._addresses():
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, HTTPException, ValueError, KeyError):
                 values = self._ask(url)
                 self._note((url, values[STARTED]), float(values[CPU]), float(values[MEMORY]))
 

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 
 from srp4ctr.contract.errors import ServiceNotReady
 
@@ -77,6 +78,6 @@ def _ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310 -- our own address
             ready: bool = answer.status == 200
-    except OSError:
+    except (OSError, HTTPException):
         return False
     return ready
