@@ -29,6 +29,7 @@ from srp4ctr.runtime.settings import StoreSettings
 from srp4ctr_loadtest.freshness.publishing import publish
 from srp4ctr_loadtest.freshness.workplace import Cores, Workplace
 from srp4ctr_loadtest.load.__main__ import main
+from srp4ctr_loadtest.load.alone import Alone, questions_alone
 from srp4ctr_loadtest.load.answers import Answers
 from srp4ctr_loadtest.load.checks import (
     Versions,
@@ -68,6 +69,9 @@ BRIEF = [
     "3",
     "--candidates",
     "3,5",
+    # Most servers of these tests count what they are asked.
+    "--alone-share",
+    "0",
 ]
 PROBLEM = b'{"type": "/problems/overloaded"}'
 
@@ -187,7 +191,18 @@ def test_a_service_is_started_asked_and_reported(tiny, deployment, tmp_path, cap
     """Everything is measured, each loop says which it is, users act, and the deployment's own Redis is as before."""
     before = deployment.client.dbsize(), deployment.client.info("commandstats").get("cmdstat_xadd")
     options = ["--seconds", "4", "--users", "3", "--candidates", "5,20", "--events-share", "0.5"]
-    options += ["--cold-share", "0.3", "--rates", "15,30", "--rate-s", "1", "--budget-ms", "10000"]
+    options += [
+        "--alone-share",
+        "0.4",
+        "--cold-share",
+        "0.3",
+        "--rates",
+        "15,30",
+        "--rate-s",
+        "1",
+        "--budget-ms",
+        "10000",
+    ]
     options += [
         "--search-s",
         "0.5",
@@ -211,10 +226,13 @@ def test_a_service_is_started_asked_and_reported(tiny, deployment, tmp_path, cap
     assert {"cold", "fresh"} <= set(closed["states"])
     assert closed["requests"] == sum(row["requests"] for row in closed["over_time"])
     assert max(row["users"] for row in closed["over_time"]) == 3
+    assert set(closed["alone"]) == {"same"}
+    assert 0 < closed["alone"]["same"] < closed["routes"]["/score"]["requests"]
     assert [one["rate_rps"] for one in content["open_loop"]] == [15, 30]
     for one in content["open_loop"]:
         assert one["loop"] == "open"
         assert one["requests"] == one["rate_rps"]
+        assert set(one["alone"]) == {"same"}
         assert 0 < one["p50_ms"] <= one["p99_ms"] <= one["p999_ms"]
     steps = [(step["rate_rps"], step["seconds"]) for step in content["saturation"]["steps"]]
     assert steps == [(20, 0.5), (40, 0.5), (40, 0.75)]
@@ -235,6 +253,7 @@ def test_a_service_is_started_asked_and_reported(tiny, deployment, tmp_path, cap
     assert "40 requests/s at p99 &lt;= 10000 ms" in page
     assert "kept for 0.75 s" in page
     assert "<td>  /events</td>" in page
+    assert "answers compared with what the user was answered alone" in page
     assert "Closed loop:" in page
     assert "Open loop:" in page
     told = json.loads(printed[-1])
@@ -310,6 +329,107 @@ def test_a_service_that_only_refuses_fails_the_run(run) -> None:
         code, content = run(url, "--accept-refusals", "--rates", "20", "--rate-s", "0.5")
     assert code == 1
     assert set(content["failures"]) == {"no right answer in a whole loop"}
+
+
+def scored(user):
+    """Scores of three candidates that hardly another user has."""
+    return [(sum(user.encode()) % 97) / 100] * 3
+
+
+def test_an_answer_that_is_another_users_fails_the_run(run) -> None:
+    """A known user who is given another's scores under load is noticed, in closed and open loops; right ones are counted."""
+    before = {}
+
+    async def answer(path, request_id, content):
+        found = right(path, request_id, content)
+        user = content["user_id"]
+        # Each is asked alone first. Later every second gets what the one before got.
+        mixed = not request_id.startswith("alone-") and len(before) % 2
+        before[request_id] = user
+        asked = list(before.values())
+        return 200, found | {"scores": scored(asked[-2] if mixed and len(asked) > 1 else user)}
+
+    options = [
+        "--events-share",
+        "0",
+        "--alone-share",
+        "0.5",
+        "--candidates",
+        "3",
+        "--rates",
+        "40",
+        "--rate-s",
+        "1",
+    ]
+    with server(answer) as url:
+        code, content = run(url, *options)
+    name = "wrong answer: scores that the user was not answered alone"
+    assert code == 1
+    assert set(content["failures"]) == {name}
+    for one in (content["closed_loop"], content["open_loop"][0]):
+        assert one["errors"][name] > 0
+        assert one["alone"]["same"] > 0
+    # No id is used twice, neither in a loop nor by the next.
+    assert len(before) > content["closed_loop"]["requests"] + 40
+
+
+def test_a_user_who_has_acted_may_be_answered_otherwise() -> None:
+    """Other scores are right from a state that was encoded since, and from another version, where they are given alone, too."""
+    told = {}
+
+    async def answer(path, request_id, content):
+        return 200, right(path, request_id, content) | told
+
+    def state(age_ms, **others):
+        return {"user_state": {"status": "fresh", "age_ms": age_ms, **others}}
+
+    def seen(scores, **others):
+        return right("/score", "r", asked) | told | {"scores": scores} | others
+
+    asked = {"user_id": "1", "item_ids": ["1", "2"]}
+    question = Question(orjson.dumps(asked), "1", ["1", "2"])
+    with server(answer) as url:
+        told |= state(60_000)
+        alone = Alone(url, {}, [question])
+        assert alone.check(question, seen([0.5, 0.500001])) == "same"
+        assert alone.check(question, seen([0.1, 0.1], degraded=["deadline"])) == "not compared"
+        assert alone.check(Question(b"{}", "1", ["1"]), seen([0.1])) is None
+        for other in ([0.5, 0.4], [0.4, 0.5]):
+            with pytest.raises(WrongAnswer, match="not answered alone"):
+                alone.check(question, seen(other))
+        # The same scores again, but nothing was encoded that could be why.
+        told |= {"scores": [0.4, 0.4]}
+        with pytest.raises(WrongAnswer, match="not answered alone"):
+            alone.check(question, seen([0.4, 0.4]))
+        told |= state(0)
+        assert alone.check(question, seen([0.4, 0.4])) == "renewed"
+        assert alone.check(question, seen([0.4, 0.4])) == "same"
+        told |= {"model_version": "v2", "scores": [0.3, 0.3]}
+        assert alone.check(question, seen([0.3, 0.3])) == "same"
+        # A state that is about to be another is nothing to compare with.
+        told |= state(0, events_behind=1)
+        assert Alone(url, {}, [question]).check(question, seen([0.3, 0.3])) is None
+    assert alone.check(question, seen([0.9, 0.9])) == "not compared"
+    assert alone.check(question, seen([0.9, 0.9])) is None
+
+
+def test_who_is_asked_alone_does_nothing() -> None:
+    """The scores of these users stay what they are: no event is made of them; the same settings ask the same, of known users."""
+    settings = LoadSettings(events_share=1, cold_share=0, alone_share=0.5)
+    alone = questions_alone(POPULATION, settings)
+    assert alone == questions_alone(POPULATION, settings)
+    users = {one.user_id for one in alone}
+    assert len(users) == len(alone) == 12
+    assert users < set(POPULATION.users)
+    workload = Workload(POPULATION, settings, 1, alone)
+    acted = set()
+    for _ in range(200):
+        question = workload.question()
+        acts = workload.events(question, [0.1] * len(question.item_ids))
+        assert (acts is None) == (question.user_id in users)
+        acted.add(acts is None)
+    assert acted == {True, False}
+    assert questions_alone(POPULATION, LoadSettings(alone_share=0)) == []
 
 
 def test_requests_under_way_in_the_end_are_waited_for(run) -> None:

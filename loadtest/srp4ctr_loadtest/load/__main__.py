@@ -28,6 +28,7 @@ from typing import TypeVar
 from srp4ctr.contract.errors import ConfigError, Srp4ctrError
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_loadtest.load import report
+from srp4ctr_loadtest.load.alone import questions_alone
 from srp4ctr_loadtest.load.answers import Answers
 from srp4ctr_loadtest.load.closed_loop import closed_loop
 from srp4ctr_loadtest.load.open_loop import ROUTE, OpenLoop, Pool, open_loop
@@ -90,8 +91,8 @@ def _service(settings: LoadSettings, store: StoreSettings) -> Iterator[Target]:
 
 def _measure(settings: LoadSettings, population: Population | None, own: Target) -> Results:
     headers = settings.headers()
-    questions = _questions(settings, population)
-    pool = Pool.of(own.url, headers, questions, settings.timeout_s)
+    alone = questions_alone(population, settings)
+    pool = Pool.of(own.url, headers, _questions(settings, population, alone), settings.timeout_s, alone)
     watch = Watch(settings.metrics_url or f"{own.url}/metrics", headers, own.pid)
     results = Results(_about(settings, population, own, pool), settings, watch.use)
 
@@ -135,11 +136,13 @@ def _closed(settings: LoadSettings, population: Population | None, url: str, fol
     return closed_loop(url, settings, path, folder)
 
 
-def _questions(settings: LoadSettings, population: Population | None) -> Iterator[Question]:
+def _questions(
+    settings: LoadSettings, population: Population | None, alone: Sequence[Question]
+) -> Iterator[Question]:
     if population is None:
         assert settings.replay is not None
         return iter(read_questions(settings.replay, settings.deadline_ms))
-    workload = Workload(population, settings, OPEN_SEED)
+    workload = Workload(population, settings, OPEN_SEED, alone)
     return (workload.question() for _ in itertools.count())
 
 

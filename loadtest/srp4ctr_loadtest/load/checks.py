@@ -70,16 +70,23 @@ class Mix:
     states: Counter[str] = field(default_factory=Counter)
     tiers: Counter[str] = field(default_factory=Counter)
     degraded: Counter[str] = field(default_factory=Counter)
+    alone: Counter[str] = field(default_factory=Counter)
+    """What was compared with what the user was answered alone, and how."""
 
-    def count(self, answer: Mapping[str, Any]) -> None:
-        """One more."""
+    def count(self, answer: Mapping[str, Any], compared: str | None) -> None:
+        """One more; `compared` is None where the question was not asked before the load."""
+        if compared is not None:
+            self.alone[compared] += 1
         self.states[answer["user_state"]["status"]] += 1
         self.tiers[answer["tier"]] += 1
         self.degraded.update(answer["degraded"])
 
     def as_json(self) -> dict[str, dict[str, int]]:
         """The counts."""
-        return {name: dict(sorted(getattr(self, name).items())) for name in ("states", "tiers", "degraded")}
+        return {
+            name: dict(sorted(getattr(self, name).items()))
+            for name in ("states", "tiers", "degraded", "alone")
+        }
 
 
 class WrongAnswer(Exception):  # noqa: N818 -- it reads as what it is

@@ -18,6 +18,7 @@ from locust.env import Environment
 
 from srp4ctr.contract.errors import ServiceNotReady
 from srp4ctr.runtime.settings import StoreSettings, read_settings
+from srp4ctr_loadtest.load.alone import Alone, questions_alone
 from srp4ctr_loadtest.load.answers import Answers
 from srp4ctr_loadtest.load.checks import (
     NO_ANSWER,
@@ -33,7 +34,7 @@ from srp4ctr_loadtest.load.population import Population
 from srp4ctr_loadtest.load.replay import read_questions
 from srp4ctr_loadtest.load.settings import read_load_settings
 from srp4ctr_loadtest.load.shapes import users_at
-from srp4ctr_loadtest.load.workload import Question, Workload
+from srp4ctr_loadtest.load.workload import Question, Workload, new_run
 
 settings = read_load_settings()
 headers = settings.headers() | {"content-type": "application/json"}
@@ -49,16 +50,19 @@ logged = (
     if settings.replay is None
     else itertools.cycle(read_questions(settings.replay, settings.deadline_ms))
 )
+asked_alone = questions_alone(population, settings)
 answers = Answers("closed")
 log = logging.getLogger(__name__)
 numbers = itertools.count(1)
+run = new_run()
 
 
 class Run:
-    """What all users of a run share: when it began, and which versions have been active."""
+    """What all users of a run share: when it began, which versions have been active, what users were answered alone."""
 
     began = 0.0
     versions: Versions
+    alone: Alone
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -72,8 +76,10 @@ def _begin(environment: Environment, **_: object) -> None:
     assert environment.runner is not None
     # Requests that are under way in the end are waited for, or a service that answers none in time would have failed none.
     environment.stop_timeout = settings.stop_s
+    url = environment.host.rstrip("/")
     try:
-        Run.versions = Versions(environment.host.rstrip("/"), settings.headers())
+        Run.versions = Versions(url, settings.headers())
+        Run.alone = Alone(url, settings.headers(), asked_alone)
     except ServiceNotReady as error:
         log.critical("%s", error)
         environment.process_exit_code = 1
@@ -100,7 +106,7 @@ class RankingUser(FastHttpUser):
         """Everyone draws differently."""
         number = next(numbers)
         self.random = np.random.default_rng([settings.seed, number])
-        self.workload = None if population is None else Workload(population, settings, number)
+        self.workload = None if population is None else Workload(population, settings, number, asked_alone)
 
     def wait_time(self) -> float:
         """Seconds until the next request."""
@@ -134,14 +140,14 @@ class RankingUser(FastHttpUser):
 
         def check(told: str, body: bytes) -> None:
             answer = check_scores(question, told, body, Run.versions)
-            answers.mix.count(answer)
+            answers.mix.count(answer, Run.alone.check(question, answer))
             found.append((told, answer["scores"]))
 
         self._post("/score", question.body, check)
         return found[0] if found else None
 
     def _post(self, path: str, body: bytes, check: Any) -> None:
-        request_id = f"load-{next(numbers)}"
+        request_id = f"load-{run}-{next(numbers)}"
         began = time.perf_counter()
         with self.client.post(
             path,

@@ -4,16 +4,17 @@ import asyncio
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import uvloop
 
 from srp4ctr.contract.errors import ServiceNotReady
 from srp4ctr_loadtest.http_load import Connection, Request, connect
+from srp4ctr_loadtest.load.alone import Alone
 from srp4ctr_loadtest.load.answers import Answers
 from srp4ctr_loadtest.load.checks import NO_ANSWER, Versions, WrongAnswer, check_scores, status_problem
-from srp4ctr_loadtest.load.workload import Question
+from srp4ctr_loadtest.load.workload import Question, new_run
 
 ROUTE = "/score"
 DIFFERENT = 2000
@@ -22,36 +23,51 @@ DIFFERENT = 2000
 
 @dataclass(frozen=True)
 class Pool:
-    """Questions with the ids that they are asked under, as they go over the wire to one address."""
+    """Questions as they go over the wire to one address: what is before and behind the id that each request has of its own."""
 
     url: str
     questions: Sequence[Question]
-    ids: Sequence[str]
-    wire: Sequence[Request]
+    run: str
+    wire: Sequence[tuple[bytes, bytes]]
     versions: Versions
+    alone: Alone
     timeout_s: float
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @classmethod
     def of(
-        cls, url: str, headers: Mapping[str, str], questions: Iterator[Question], timeout_s: float
+        cls,
+        url: str,
+        headers: Mapping[str, str],
+        questions: Iterator[Question],
+        timeout_s: float,
+        alone: Sequence[Question] = (),
     ) -> "Pool":
-        """The next questions, as many as are worth building."""
+        """The next questions, as many as are worth building; those of `alone` are asked now."""
         taken = list(itertools.islice(questions, DIFFERENT))
-        ids = [f"open-{number}" for number in range(len(taken))]
-        wire = [
-            Request.post(f"{url}{ROUTE}", question.body, {**headers, "x-request-id": name})
-            for question, name in zip(taken, ids, strict=True)
-        ]
-        return cls(url, taken, ids, wire, Versions(url, headers), timeout_s)
+        run = new_run()
+        wire = []
+        for question in taken:
+            request = Request.post(f"{url}{ROUTE}", question.body, {**headers, "x-request-id": run})
+            before, _, behind = request.wire.partition(run.encode())
+            wire.append((before, behind))
+        return cls(url, taken, run, wire, Versions(url, headers), Alone(url, headers, alone), timeout_s)
+
+    def next_request(self, place: int) -> tuple[str, Request]:
+        """A question, under an id that no other request has."""
+        before, behind = self.wire[place]
+        request_id = f"open-{self.run}-{next(self.numbers)}"
+        return request_id, Request(b"".join((before, request_id.encode(), behind)))
 
 
 @dataclass(frozen=True)
 class Sent:
-    """One request, by its place in the pool: when it was due and sent, seconds since the load began; how long its answer took
+    """One request, by its place in the pool and its id: when it was due and sent, seconds since the load began; how long its answer took
     from then on; and the answer, status 0 where there was none.
     """
 
     place: int
+    request_id: str
     due: float
     sent: float
     took: float
@@ -92,9 +108,9 @@ def _judge(pool: Pool, one: Sent, answers: Answers) -> str:
     if one.status != 200:
         return status_problem(one.status, one.body)
     try:
-        answers.mix.count(
-            check_scores(pool.questions[one.place], pool.ids[one.place], one.body, pool.versions)
-        )
+        question = pool.questions[one.place]
+        answer = check_scores(question, one.request_id, one.body, pool.versions)
+        answers.mix.count(answer, pool.alone.check(question, answer))
     except WrongAnswer as error:
         return str(error)
     return ""
@@ -145,6 +161,7 @@ class _Asker:
         connection = await self._free.get()
         sent = loop.time()
         status, body = 0, b""
+        request_id, request = self._pool.next_request(place)
         left_s = self._pool.timeout_s - (sent - self.began - due)
         try:
             if left_s <= 0:
@@ -152,7 +169,7 @@ class _Asker:
             async with asyncio.timeout(left_s):
                 if connection is None or not connection.usable:
                     [connection] = await connect(self._pool.url, 1)
-                status, body = await connection.ask(self._pool.wire[place])
+                status, body = await connection.ask(request)
         except TimeoutError:
             body = b"timeout"
         except OSError:
@@ -163,7 +180,8 @@ class _Asker:
             connection.close()
             connection = None
         self._free.put_nowait(connection)
-        self.sent.append(Sent(place, due, sent - self.began, loop.time() - self.began - due, status, body))
+        took = loop.time() - self.began - due
+        self.sent.append(Sent(place, request_id, due, sent - self.began, took, status, body))
 
     def close(self) -> None:
         """End all connections."""

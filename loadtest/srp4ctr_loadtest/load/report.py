@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srp4ctr_loadtest.load.plots import plot
-from srp4ctr_loadtest.load.results import COLUMNS, TITLES, Results
+from srp4ctr_loadtest.load.results import COLUMNS, TITLES, Results, compared
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -40,7 +40,8 @@ def page(results: Results, folder: Path, pictures: Mapping[str, str]) -> str:
         f'<p class="failed">{sum(failures.values())} requests failed: the tables below say how.</p>'
         if failures
         else "<p>Every answer was checked: as many scores as candidates, each a probability, the request's own id, a "
-        "version that has been active, and no state for users whom nobody knows. None was wrong.</p>"
+        "version that has been active, and no state for users whom nobody knows; and some users' were compared with what each was "
+        "answered alone before the load, as the table below counts. None was wrong.</p>"
     )
     parts = [
         "<h1>Load test</h1>",
@@ -58,9 +59,13 @@ def page(results: Results, folder: Path, pictures: Mapping[str, str]) -> str:
         ),
         "<h2>How answers were scored</h2>",
         _table(
-            ["", "user states", "tiers", "degraded by"],
+            ["", "user states", "tiers", "degraded by", "compared"],
             [
-                [title, *(_counts(found[name]) for name in ("states", "tiers", "degraded"))]
+                [
+                    title,
+                    *(_counts(found[name]) for name in ("states", "tiers", "degraded")),
+                    compared(found["alone"]),
+                ]
                 for title, found in rows
             ],
         ),

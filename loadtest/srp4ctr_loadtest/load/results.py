@@ -50,6 +50,11 @@ class Results:
             found.update(
                 {n: c for n, c in errors.items() if not (is_refusal(n) and (accepted or _answered(n)))}
             )
+        if self.settings.url is None:
+            # Nobody else asks the service that was started here, and these users do nothing.
+            changed = sum(answers.mix.alone["renewed"] for answers in loops)
+            if changed:
+                found["wrong answer: other scores for a user who did nothing"] += changed
         if self.saturation is not None:
             for step in self.saturation.steps:
                 found.update({n: c for n, c in step.errors.items() if not is_refusal(n)})
@@ -87,7 +92,7 @@ class Results:
             )
         for title, found in self.rows():
             mix = ", ".join(f"{name} {count}" for name, count in found["states"].items())
-            lines.append(f"{title}: states {mix or '-'}")
+            lines.append(f"{title}: states {mix or '-'}; {compared(found['alone'])}")
             lines += [f"    {count} x {name}" for name, count in found["errors"].items()]
         lines += ["", self.answer()]
         return "\n".join(lines)
@@ -167,6 +172,12 @@ class Results:
 
     def _watched(self) -> dict[str, Any]:
         return {**self.use.__dict__, "parts_s": {name: list(span) for name, span in self.spans.items()}}
+
+
+def compared(alone: Mapping[str, int]) -> str:
+    """How many answers were compared with what the users were answered alone."""
+    text = f"{alone.get('same', 0) + alone.get('renewed', 0):,} answers compared with what the user was answered alone"
+    return f"{text}, {alone['renewed']:,} of them after the user had acted" if alone.get("renewed") else text
 
 
 def _answered(name: str) -> bool:

@@ -70,6 +70,13 @@ class LoadSettings(BaseSettings):
         description="answers after which the user acts on some of the best candidates: POST /events. These events are stored "
         "under the users of the service's Redis; 0 stores none",
     )
+    alone_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="requests that repeat what some known users were asked one after the other before the load: the scores must be "
+        "those that each was answered alone. These users do not act. Of a log, the first requests are asked before. 0: nobody is",
+    )
     impressions: bool = Field(
         default=False,
         description="whenever the user acts, the best candidates are reported as shown: POST /impressions, for `srp4ctr monitor`",

@@ -1,5 +1,6 @@
 """Requests as a ranking system makes them: few users and items are asked for often, and what was shown is acted upon."""
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,13 @@ SHOWN = 10
 """Of the candidates, those that a user sees, the likeliest first."""
 ACTS = 3
 """At most, on them."""
+ALONE_SEED = 1_000_000_000
+"""Beyond those of locust's users."""
+
+
+def new_run() -> str:
+    """A part of ids that no other run has, or its events would be duplicates, and its answers those of the other."""
+    return secrets.token_hex(6)
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,13 @@ class Zipf:
 class Workload:
     """Questions of a population, and events after their answers."""
 
-    def __init__(self, population: Population, settings: LoadSettings, seed: int) -> None:
-        """`seed` decides whom and what is asked for; who is popular depends on the settings' seed alone."""
+    def __init__(
+        self, population: Population, settings: LoadSettings, seed: int, alone: Sequence[Question] = ()
+    ) -> None:
+        """`seed` decides whom and what is asked for; who is popular depends on the settings' seed alone.
+
+        `alone`: questions that are asked again and again, whose users do nothing.
+        """
         popular = np.random.default_rng(settings.seed)
         self._random = random = np.random.default_rng([settings.seed, seed])
         self._population = population
@@ -69,17 +82,32 @@ class Workload:
         self._users = Zipf(len(population.users), settings.user_skew, popular)
         self._items = Zipf(len(population.items), settings.item_skew, popular)
         self._count = candidate_counts(settings, random)
-        self._events = f"load-{time.time_ns()}-{seed}"
+        self._alone = alone
+        self._quiet = frozenset(one.user_id for one in alone)
+        self._events = f"load-{new_run()}-{seed}"
         self._acts = 0
 
     def question(self) -> Question:
         """The next."""
         random, population = self._random, self._population
+        if self._alone and random.random() < self._settings.alone_share:
+            return self._alone[int(random.integers(len(self._alone)))]
         cold = bool(random.random() < self._settings.cold_share)
         if cold:
             user = f"nobody-{random.integers(COLD_USERS)}"
         else:
             user = population.users[int(self._users.draw(random, 1)[0])]
+        return self._about(user, cold=cold)
+
+    @classmethod
+    def of_some_users(cls, population: Population, settings: LoadSettings, count: int) -> list[Question]:
+        """A question each for so many users whom the model knows, whoever is popular; the same for the same settings."""
+        self = cls(population, settings, ALONE_SEED)
+        users = self._random.choice(len(population.users), count, replace=False)
+        return [self._about(population.users[user]) for user in users.tolist()]
+
+    def _about(self, user: str, *, cold: bool = False) -> Question:
+        random, population = self._random, self._population
         chosen = random.permutation(self._items.draw_distinct(random, self._count()))
         items = [population.items[place] for place in chosen.tolist()]
         body: dict[str, Any] = {"user_id": user, "item_ids": items}
@@ -90,9 +118,11 @@ class Workload:
         return Question(orjson.dumps(body), user, items, cold)
 
     def events(self, question: Question, scores: Sequence[float]) -> bytes | None:
-        """A POST /events of what the user does with the best candidates; None: nothing, and never for users who are cold."""
+        """A POST /events of what the user does with the best candidates; None: nothing, and never for users who are cold, or whose
+        scores must stay what they are.
+        """
         random = self._random
-        if question.cold or random.random() >= self._settings.events_share:
+        if question.cold or question.user_id in self._quiet or random.random() >= self._settings.events_share:
             return None
         shown = _best(scores)
         acted = random.choice(shown, min(int(random.integers(1, ACTS + 1)), len(shown)), replace=False)
