@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -46,6 +47,7 @@ from srp4ctr_loadtest.load.results import Results
 from srp4ctr_loadtest.load.saturation import search
 from srp4ctr_loadtest.load.server import Use, Watch
 from srp4ctr_loadtest.load.settings import LoadSettings, read_load_settings
+from srp4ctr_loadtest.load.settings_document import document
 from srp4ctr_loadtest.load.shapes import users_at
 from srp4ctr_loadtest.load.workload import Question, Workload, Zipf
 
@@ -1003,6 +1005,17 @@ def test_a_report_that_cannot_be_written_is_noticed_before_anything_is_asked(tmp
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be made a folder"):
         main(["--url", "http://127.0.0.1:9", "--out", str(tmp_path / "file")])
+
+
+def test_settings_are_those_of_the_page() -> None:
+    """docs/loadtest-settings.md is what the class says, a line a setting; renew it by: make documents."""
+    page = (Path(__file__).parents[2] / "docs" / "loadtest-settings.md").read_text()
+    assert page == document()
+    for name in LoadSettings.model_fields:
+        [line] = [
+            one for one in page.splitlines() if one.startswith(f"| `SRP4CTR_LOADTEST_{name.upper()}` |")
+        ]
+        assert len(re.split(r"(?<!\\)\|", line)) == 6
 
 
 def test_help_says_what_is_read_and_written(capsys) -> None:
