@@ -1,5 +1,6 @@
 """Files of the container stack agree with each other and with the code."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -64,6 +65,29 @@ def test_service_image_is_without_torch():
     }
     assert "torch" not in names
     assert names <= pinned
+
+
+def test_loadtest_image_has_what_the_load_test_imports():
+    """Every module of another project that its code names, wherever in it, is of a package that its image installs."""
+    line = re.search(
+        r"AS build-loadtest\nRUN python requirements\.py (.*?) >", (ROOT / "Dockerfile").read_text()
+    )
+    assert line is not None
+    command = [sys.executable, str(ROOT / "deploy/docker/requirements.py"), *line[1].split()]
+    wanted = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    names = {re.split(r"[\[<>=]", one)[0].replace("-", "_") for one in wanted}
+    # Of uvicorn[standard].
+    names |= {"uvloop"}
+    imported = set()
+    for path in (ROOT / "loadtest/srp4ctr_loadtest/load").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {one.name.split(".")[0] for one in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    others = imported - set(sys.stdlib_module_names) - {"srp4ctr", "srp4ctr_loadtest"}
+    assert {"locust", "polars"} <= others
+    assert others <= names
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")

@@ -63,7 +63,7 @@ def _impressions(path: Path) -> Iterator[dict[str, Any]]:
         import polars as pl
     except ImportError as error:
         raise DependencyMissing(
-            f"{path} is a Parquet file, and polars, which reads it,", "offline"
+            f"{path} is a Parquet file, and polars, which reads it,", "loadtest"
         ) from error
     try:
         rows = pl.read_parquet(path, columns=["impression_id", "user_id", "item_id"])
