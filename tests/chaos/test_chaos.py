@@ -24,6 +24,7 @@ from srp4ctr_loadtest.chaos.kills import TARGETS
 from srp4ctr_loadtest.chaos.oracle import Oracle, Snapshot
 from srp4ctr_loadtest.chaos.place import Place
 from srp4ctr_loadtest.chaos.traffic import Acts, Observation
+from srp4ctr_loadtest.chaos.turns import FOLLOW_S, Absence, Turns
 from srp4ctr_loadtest.chaos.versions import VERSIONS
 
 USER = "someone"
@@ -105,9 +106,7 @@ def answered(tiny, tiny_sequence, oracle):
             scores = model.bundle.items.prior[model.bundle.items.rows(item_ids)]
         said = {"status": status, "events_behind": behind, "age_ms": None}
         answer = {"scores": scores.tolist(), "user_state": said, "degraded": list(degraded), "tier": tier}
-        return Observation(
-            user, item_ids, CONTEXT, ASKED_AT, least, len(user.sent), frozenset([one]), one, answer
-        )
+        return Observation(user, item_ids, CONTEXT, ASKED_AT, least, len(user.sent), 0.0, one, answer)
 
     return make
 
@@ -141,7 +140,8 @@ def test_the_oracle_notices_what_may_not_be(oracle, answered):
         (answered(3, behind=None, degraded=["state_corrupt"]), "no state is damaged"),
         (replace(right, answer=other), "nothing known"),
         (replace(right, answer=right.answer | {"tier": "prior"}), "not the items' click rates"),
-        (replace(right, versions=frozenset()), "cannot have been active"),
+        (replace(right, left_s=None), "cannot have been active"),
+        (replace(right, left_s=FOLLOW_S + 1), "had been left for 6.0 s"),
     ):
         verdict = oracle.judge(wrong)
         assert verdict.outcome == "wrong", why
@@ -151,6 +151,34 @@ def test_the_oracle_notices_what_may_not_be(oracle, answered):
 def test_the_oracle_notices_a_mixture(oracle, answered):
     """Scores of another version than the answer names are told from scores that are merely wrong."""
     assert oracle.judge(answered(3, least=3, by="other")).outcome == "mixed"
+
+
+def test_a_version_may_answer_in_its_turn_only():
+    """Not before a run begins to switch to it, nor for longer than services need once one has switched away from it."""
+    absences = []
+    turns = Turns(absences)
+    turns.begin("one", 0)
+    turns.complete("one", 1)
+    turns.begin("other", 10)
+    # A run that was cut off is run again.
+    turns.begin("other", 12)
+    assert turns.left_s("other", 5, 9) is None
+    assert (turns.left_s("other", 9, 11), turns.left_s("one", 100, 101)) == (0, 0)
+    turns.complete("other", 20)
+    assert turns.left_s("other", 100, 101) == 0
+    assert (turns.left_s("one", 15, 101), turns.left_s("one", 23, 24), turns.left_s("one", 90, 91)) == (
+        0,
+        3,
+        70,
+    )
+    # Nobody can know while Redis is away.
+    absences += [Absence(5, 6), Absence(21, 22), Absence(24)]
+    assert (turns.left_s("one", 23, 24), turns.left_s("one", 90, 91)) == (1, 2)
+    absences[-1].back_at = 30
+    assert turns.left_s("one", 90, 91) == 60
+    turns.begin("one", 95)
+    assert turns.left_s("one", 94, 96) == 0
+    assert turns.left_s("one", 90, 91) == 60
 
 
 class World:

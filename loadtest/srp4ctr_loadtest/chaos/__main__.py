@@ -25,6 +25,7 @@ from srp4ctr_loadtest.chaos.place import Place
 from srp4ctr_loadtest.chaos.processes import System
 from srp4ctr_loadtest.chaos.report import Answers, Report
 from srp4ctr_loadtest.chaos.traffic import Traffic
+from srp4ctr_loadtest.chaos.turns import Turns
 from srp4ctr_loadtest.chaos.versions import Trained
 
 NEW_USERS = 20
@@ -39,7 +40,8 @@ async def run(trained: Trained, place: Place, arguments: argparse.Namespace) -> 
     versions = list(trained.bundles)
     async with System.running(place, arguments.appendfsync, arguments.workers, random) as system:
         await system.redis_answers(place)
-        jobs = Jobs(place, trained)
+        turns = Turns(system.redis.absences)
+        jobs = Jobs(place, trained, turns)
         await jobs.set_up(versions)
         with place.client() as client:
             oracle = Oracle(trained.bundles, snapshot(client, place, versions))
@@ -49,7 +51,7 @@ async def run(trained: Trained, place: Place, arguments: argparse.Namespace) -> 
             system.url,
             [*oracle.snapshot.histories, *(f"new-{number}" for number in range(NEW_USERS))],
             [item.decode() for item in items.tolist()],
-            jobs.may_be_active,
+            turns,
             arguments.rate,
             random,
         )

@@ -13,6 +13,7 @@ import psutil
 from srp4ctr.contract.errors import ServiceNotReady
 from srp4ctr.runtime.serving import COMMAND
 from srp4ctr_loadtest.chaos.place import Place
+from srp4ctr_loadtest.chaos.turns import Turns
 from srp4ctr_loadtest.chaos.versions import Trained
 
 Kind = Literal["publish", "activate"]
@@ -86,9 +87,9 @@ class Jobs:
 
     place: Place
     trained: Trained
+    turns: Turns
+    """Of the versions that runs have begun to activate, or have activated."""
     took: dict[Kind, Took] = field(default_factory=dict)
-    may_be_active: set[str] = field(default_factory=set)
-    """Versions that a run has begun to activate."""
     active: str | None = None
     """That whose activation was the last to complete."""
     completed: int = 0
@@ -114,7 +115,7 @@ class Jobs:
             if code:
                 raise ServiceNotReady(f"srp4ctr {kind} {version} ended with {code}: {said}")
             self.took[kind] = Took(connected - run.began, time.monotonic() - connected)
-        self.active = versions[0]
+        self._switched(versions[0])
 
     async def go_on(self, versions: Sequence[str]) -> None:
         """Publish and activate one version after the other, beginning with the second, until stopped."""
@@ -144,15 +145,19 @@ class Jobs:
                 self.completed += 1
                 self.reruns_completed += attempt > 0
                 if kind == "activate":
-                    self.active = version
+                    self._switched(version)
                 return
             if not (run.killed or REDIS_AWAY in said):
                 self.failures[f"{kind}: {said}"] += 1
             self.reruns += attempt == 0
 
+    def _switched(self, version: str) -> None:
+        self.active = version
+        self.turns.complete(version, time.monotonic())
+
     async def _start(self, kind: Kind, version: str) -> Run:
         if kind == "activate":
-            self.may_be_active.add(version)
+            self.turns.begin(version, time.monotonic())
         options = {
             "publish": ["--threads", "1", "--run", str(self.trained.runs[version])],
             "activate": ["--no-gate"],

@@ -17,6 +17,7 @@ from srp4ctr.runtime.history_encoder import HistoryEncoder
 from srp4ctr.runtime.items import Vectors
 from srp4ctr.runtime.sessions import OnnxScorer
 from srp4ctr_loadtest.chaos.traffic import Acts, Observation
+from srp4ctr_loadtest.chaos.turns import FOLLOW_S
 
 TOLERANCE = 1e-5
 QUANTISED_TOLERANCE = 1e-4
@@ -120,8 +121,10 @@ class Oracle:
 
     def judge(self, seen: Observation) -> Verdict:
         """Whether the answer is what its version gives of one of the states that it may be of."""
-        if seen.model_version not in seen.versions:
+        if seen.left_s is None:
             return Verdict("wrong", f"{seen.model_version} cannot have been active")
+        if seen.left_s > FOLLOW_S:
+            return Verdict("wrong", f"{seen.model_version} had been left for {seen.left_s:.1f} s")
         model = self.models[seen.model_version]
         scores = np.array(seen.answer["scores"], np.float32)
         if seen.answer["tier"] == "prior":

@@ -17,6 +17,7 @@ from srp4ctr.contract.errors import ServiceNotReady
 from srp4ctr.runtime.local_redis import find_server
 from srp4ctr.runtime.serving import COMMAND, free_port
 from srp4ctr_loadtest.chaos.place import Place
+from srp4ctr_loadtest.chaos.turns import Absence
 
 REFRESH_WORKERS = 2
 AWAY_S = 1.0
@@ -38,6 +39,8 @@ class Supervised:
     ) -> None:
         self.ends: Counter[int] = Counter()
         """How often it ended by itself, with which code."""
+        self.absences: list[Absence] = []
+        """Since when it was killed, and until when it was started again."""
         self._command = command
         self._environment = environment
         self._log = log
@@ -53,6 +56,8 @@ class Supervised:
                 self._process = await asyncio.create_subprocess_exec(
                     *self._command, env=self._environment, stdout=self._log, stderr=self._log
                 )
+                if self.absences:
+                    self.absences[-1].back_at = min(self.absences[-1].back_at, time.monotonic())
                 code = await self._process.wait()
                 if not self._killed:
                     self.ends[code] += 1
@@ -65,6 +70,7 @@ class Supervised:
         if self._process is None or self._process.returncode is not None:
             return None
         self._killed = True
+        self.absences.append(Absence(time.monotonic()))
         self._process.kill()
         return self._process.pid
 

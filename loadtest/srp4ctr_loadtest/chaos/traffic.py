@@ -14,6 +14,7 @@ import orjson
 
 from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.contract.events import RawEvent, Value
+from srp4ctr_loadtest.chaos.turns import Turns
 
 CONNECTIONS = 16
 ACTS = 0.3
@@ -53,7 +54,7 @@ class Observation:
     """An answer about a user, and how many of the user's events may be in it at all.
 
     `least` had been acknowledged when it was asked for, at `asked_at` by the monotonic clock; `most` had been sent when it
-    was there; `versions` might have been active by then.
+    was there. The version that answered had been left for `left_s` seconds, as Turns counts them.
     """
 
     acts: Acts
@@ -62,7 +63,7 @@ class Observation:
     asked_at: float
     least: int
     most: int
-    versions: frozenset[str]
+    left_s: float | None
     model_version: str
     answer: Mapping[str, Any]
 
@@ -74,7 +75,7 @@ class Traffic:
     url: str
     users: Sequence[str]
     items: Sequence[str]
-    may_be_active: set[str]
+    turns: Turns
     rate: float
     random: np.random.Generator
     observations: list[Observation] = field(default_factory=list)
@@ -159,6 +160,8 @@ class Traffic:
             answer = await self._post(client, "/score/batch", {"requests": asked} | deadline)
         if answer is None:
             return False
+        version = answer["model_version"]
+        left_s = self.turns.left_s(version, asked_at, time.monotonic())
         answers = [answer] if len(users) == 1 else answer["answers"]
         for one, question, known, own in zip(users, asked, least, answers, strict=True):
             self.observations.append(
@@ -169,8 +172,8 @@ class Traffic:
                     asked_at=asked_at,
                     least=known,
                     most=len(one.sent),
-                    versions=frozenset(self.may_be_active),
-                    model_version=answer["model_version"],
+                    left_s=left_s,
+                    model_version=version,
                     answer=own,
                 )
             )
