@@ -1,9 +1,12 @@
 """`srp4ctr rollback` and `srp4ctr versions`: back by one pointer, and nothing goes that services may need."""
 
 import pytest
+import redis
 
 from srp4ctr.cli import main as cli
-from srp4ctr.contract.errors import StoreError, VersionIncomplete
+from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
+from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.state_store import StateStore
 
 
 @pytest.fixture
@@ -29,6 +32,42 @@ def test_roll_back_and_forth(store, published) -> None:
     assert (back.version, back.fingerprint, back.previous) == ("a", "a" * 64, "b")
     assert store.active() == back
     assert store.roll_back().version == "b"
+
+
+class Twice(redis.Redis):
+    """Sends each script twice, as a client does whose connection ends before the answer comes."""
+
+    def eval(self, *arguments):
+        """The second answer."""
+        super().eval(*arguments)
+        return super().eval(*arguments)
+
+
+def test_a_switch_that_is_sent_twice_is_one(store, published, redis_server) -> None:
+    """Where only the answer was lost, a rollback has happened once and says so, and so has an activation, or a switch of items."""
+    published("a", "b")
+    with Twice.from_url(redis_server.url) as client:
+        again = StateStore(client, Keys("srp4ctr"))
+        assert (again.roll_back().version, store.active().version) == ("a", "a")
+        assert again.activate("b", "b" * 64).previous == "a"
+        again.follow_items_revision("b", None, "r1")
+    assert store.items_revision("b") == "r1"
+
+
+def test_a_rollback_that_redis_does_not_answer_says_what_to_look_at(store, published, redis_server) -> None:
+    """A second rollback would undo one that has happened: whoever does not know is told to look first."""
+
+    class Killed(redis.Redis):
+        def eval(self, *arguments):
+            redis_server.kill()
+            return super().eval(*arguments)
+
+    published("a", "b")
+    with (
+        Killed.from_url(redis_server.url) as client,
+        pytest.raises(StoreUnavailable, match="look at srp4ctr versions before a second rollback"),
+    ):
+        StateStore(client, Keys("srp4ctr")).roll_back()
 
 
 def test_nothing_to_roll_back_to(store, published, capsys) -> None:

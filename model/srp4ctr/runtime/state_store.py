@@ -249,8 +249,14 @@ class StateStore:
                 f"the states of {active.previous}, which was active before, are gone; publish and activate it again"
             )
         arguments = (active.version, active.previous, published.fingerprint, str(_now_ms()))
-        with store_errors():
-            switched = self._client.eval(ROLL_BACK, 1, self._keys.active(), *arguments)
+        try:
+            with store_errors():
+                switched = self._client.eval(ROLL_BACK, 1, self._keys.active(), *arguments)
+        except StoreUnavailable as error:
+            raise StoreUnavailable(
+                f"{error}; the version may have been switched: look at srp4ctr versions before a second rollback, which "
+                "would go forward again"
+            ) from error
         if not switched:
             raise StoreError(
                 "somebody else switched the version at this moment; look at srp4ctr versions, and try again"

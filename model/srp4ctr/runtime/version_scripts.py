@@ -1,4 +1,7 @@
-"""Lua scripts on the pointers by which versions are switched, each a single atomic step in Redis."""
+"""Lua scripts on the pointers by which versions are switched, each a single atomic step in Redis.
+
+A client whose connection ends before the answer comes sends a script again: each then finds what it has done, and says so.
+"""
 
 # One atomic step, so that two activations at a time cannot lose the previous version, and a version that is being removed
 # is not activated. Activating the active version again keeps the version to roll back to, and changes nothing at all unless
@@ -26,7 +29,9 @@ return 1
 
 # The previous version must still be whole: its fingerprint is in what publish declared of it.
 ROLL_BACK = """
-local current = redis.call('HGET', KEYS[1], 'version')
+local now = redis.call('HMGET', KEYS[1], 'version', 'previous', 'activated_at_ms')
+local current = now[1]
+if current == ARGV[2] and now[2] == ARGV[1] and now[3] == ARGV[4] then return 1 end
 if not current or current ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[2], 'fingerprint', ARGV[3],
            'previous', current, 'activated_at_ms', ARGV[4])
@@ -35,7 +40,9 @@ return 1
 
 # Made of the revision that services had then: where they have another one now, its items would be lost.
 FOLLOW_ITEMS = """
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+local current = redis.call('GET', KEYS[1]) or ''
+if current == ARGV[2] then return 1 end
+if current ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
