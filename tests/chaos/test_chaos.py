@@ -18,8 +18,9 @@ from srp4ctr.runtime.event_store import AsyncEventStore, EventStore, History
 from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
 from srp4ctr.runtime.redis_client import connect_async
 from srp4ctr.runtime.settings import StoreSettings
-from srp4ctr.runtime.state_store import StateStore
+from srp4ctr.runtime.state_store import Active, StateStore
 from srp4ctr_loadtest.chaos.aftermath import examine, snapshot
+from srp4ctr_loadtest.chaos.jobs import Jobs
 from srp4ctr_loadtest.chaos.kills import TARGETS
 from srp4ctr_loadtest.chaos.oracle import Oracle, Snapshot
 from srp4ctr_loadtest.chaos.place import Place
@@ -215,9 +216,10 @@ class World:
         """What a worker does."""
         write_states(self.encoder, self.events.histories(self.users, [self.version]), self.states)
 
-    def found(self, activated=None):
+    def found(self, activated=None, previous=None):
         """What is not as it should be, by name."""
-        seen = examine(self.client, self.place, self.oracle, self.acts, activated or self.version)
+        switched = activated or self.version, previous
+        seen = examine(self.client, self.place, self.oracle, self.acts, switched)
         return {name: value for name, value in vars(seen).items() if value}
 
 
@@ -267,3 +269,14 @@ def test_what_else_is_left_is_noticed(world):
     world.client.set(keys.sequence(USER), f"{first} {first + 2}")
     world.client.xadd(keys.dead_letters(), {"user": USER, "reason": "planted"})
     assert world.found("another") == {"wrong_counts": 1, "dead_letters": 1, "wrong_pointer": 1}
+    assert world.found(previous="another") == {"wrong_counts": 1, "dead_letters": 1, "wrong_pointer": 1}
+
+
+def test_a_job_that_leaves_another_version_active_is_noticed(world):
+    """A rollback that was run twice, and so went forward again, counts as a failure of that job."""
+    jobs = Jobs(world.place, None, Turns([]), active=world.version, previous="another")
+    jobs.check("rollback", Active(world.version, "", "another", 0))
+    assert not jobs.failures
+    jobs.check("rollback", Active("another", "", world.version, 0))
+    (failure,) = jobs.failures
+    assert failure.startswith(f"rollback: left another after {world.version} active")

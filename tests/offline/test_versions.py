@@ -54,7 +54,7 @@ def test_a_switch_that_is_sent_twice_is_one(store, published, redis_server) -> N
     assert store.items_revision("b") == "r1"
 
 
-def test_a_rollback_that_redis_does_not_answer_says_what_to_look_at(store, published, redis_server) -> None:
+def test_a_rollback_that_redis_does_not_answer_says_what_to_look_at(published, redis_server) -> None:
     """A second rollback would undo one that has happened: whoever does not know is told to look first."""
 
     class Killed(redis.Redis):

@@ -39,7 +39,7 @@ class Aftermath:
     """Those that lack none by what they say, and are not what they should be."""
     dead_letters: int = 0
     wrong_pointer: int = 0
-    """1 where the active version is not the one that was activated last, or is not whole."""
+    """1 where the active version or the one before it are not those that were switched to last, or the active one is not whole."""
     lost_of: set[str] = field(default_factory=set)
     """Users who lost events."""
 
@@ -70,13 +70,20 @@ def wait_for_workers(client: redis.Redis, place: Place) -> None:
 
 
 def examine(
-    client: redis.Redis, place: Place, oracle: Oracle, everybody: Sequence[Acts], activated: str | None
+    client: redis.Redis,
+    place: Place,
+    oracle: Oracle,
+    everybody: Sequence[Acts],
+    switched: tuple[str | None, str | None],
 ) -> Aftermath:
-    """Look at all that Redis has of these users, whose every event has been acknowledged."""
+    """Look at all that Redis has of these users, whose every event has been acknowledged.
+
+    `switched`: the version that must be active, and the one before it.
+    """
     found = Aftermath()
     found.dead_letters, _ = ActedStreams(client, place.keys, "chaos").dead_letters(1)
     active = StateStore(client, place.keys).active()
-    found.wrong_pointer = int(not _whole(client, place, oracle, active, activated))
+    found.wrong_pointer = int(not _whole(client, place, oracle, active, switched))
     versions = [] if active is None else [one for one in (active.version, active.previous) if one is not None]
     for acts in everybody:
         _examine_history(found, client, place, oracle.snapshot, acts)
@@ -86,9 +93,13 @@ def examine(
 
 
 def _whole(
-    client: redis.Redis, place: Place, oracle: Oracle, active: Active | None, activated: str | None
+    client: redis.Redis,
+    place: Place,
+    oracle: Oracle,
+    active: Active | None,
+    switched: tuple[str | None, str | None],
 ) -> bool:
-    if active is None or active.version != activated or active.version == active.previous:
+    if active is None or (active.version, active.previous) != switched:
         return False
     try:
         StateStore(client, place.keys).require_published(active.version, active.fingerprint)

@@ -1,4 +1,4 @@
-"""publish and activate, again and again, each run until it completes however often it is cut off."""
+"""publish, activate and rollback, again and again, each run until it completes however often it is cut off."""
 
 import asyncio
 import itertools
@@ -10,18 +10,22 @@ from typing import Literal
 
 import psutil
 
-from srp4ctr.contract.errors import ServiceNotReady
+from srp4ctr.contract.errors import ServiceNotReady, StoreUnavailable
 from srp4ctr.runtime.serving import COMMAND
+from srp4ctr.runtime.state_store import Active, StateStore
 from srp4ctr_loadtest.chaos.place import Place
 from srp4ctr_loadtest.chaos.turns import Turns
 from srp4ctr_loadtest.chaos.versions import Trained
 
-Kind = Literal["publish", "activate"]
+Kind = Literal["publish", "activate", "rollback"]
+ROUND: tuple[Kind, ...] = ("publish", "activate", "rollback", "rollback")
+"""What is done with each version: the second rollback goes forward to it again."""
 POLL_S = 0.002
 RUN_LIMIT_S = 300.0
 """A run that takes longer hangs."""
 MAX_RUNS = 40
 """Of one job: kills are seconds apart, and a job of a small version takes seconds."""
+LOOK_AGAIN_S = 0.1
 REDIS_AWAY = "Redis: "
 """What a job says that found Redis away, or lost it."""
 
@@ -91,22 +95,25 @@ class Jobs:
     """Of the versions that runs have begun to activate, or have activated."""
     took: dict[Kind, Took] = field(default_factory=dict)
     active: str | None = None
-    """That whose activation was the last to complete."""
+    """That which the last activation or rollback to complete has switched to."""
+    previous: str | None = None
+    """That which was active before it."""
     completed: int = 0
     reruns: int = 0
     """Jobs that were cut off, by a kill or because Redis was away, and were run again."""
     reruns_completed: int = 0
     failures: Counter[str] = field(default_factory=Counter)
-    """Errors that runs ended in, though they were not killed and Redis was there."""
+    """Errors that runs ended in, though they were not killed and Redis was there, and versions that jobs left active wrongly."""
     _run: Run | None = None
     """The one that was begun last."""
     _begun: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
 
     async def set_up(self, versions: Sequence[str]) -> None:
-        """Publish them all and activate the first, undisturbed; raises ServiceNotReady."""
+        """Publish them all and activate the first, after the second, undisturbed; raises ServiceNotReady."""
+        first, second = versions[:2]
         jobs: list[tuple[Kind, str]] = [("publish", version) for version in versions]
-        for kind, version in [*jobs, ("activate", versions[0])]:
+        for kind, version in [*jobs, ("activate", first), ("activate", second), ("rollback", first)]:
             run = await self._start(kind, version)
             outcome = asyncio.create_task(run.outcome())
             await run.connected()
@@ -115,13 +122,13 @@ class Jobs:
             if code:
                 raise ServiceNotReady(f"srp4ctr {kind} {version} ended with {code}: {said}")
             self.took[kind] = Took(connected - run.began, time.monotonic() - connected)
-        self._switched(versions[0])
+            if kind != "publish":
+                self._switched(version)
 
     async def go_on(self, versions: Sequence[str]) -> None:
-        """Publish and activate one version after the other, beginning with the second, until stopped."""
+        """A round with one version after the other, beginning with the second, until stopped."""
         for version in itertools.islice(itertools.cycle(versions), 1, None):
-            kinds: tuple[Kind, ...] = ("publish", "activate")
-            for kind in kinds:
+            for kind in ROUND:
                 if self._stopping:
                     return
                 await self._complete(kind, version)
@@ -138,36 +145,67 @@ class Jobs:
             await self._begun.wait()
 
     async def _complete(self, kind: Kind, version: str) -> None:
+        if kind == "rollback":
+            assert self.previous is not None
+            version = self.previous
         for attempt in range(MAX_RUNS):
-            run = await self._start(kind, version)
+            # A rollback that was cut off may have switched, and another would go forward again.
+            switched = kind == "rollback" and attempt > 0 and (await self._pointer()).version == version
+            run = await self._start("activate" if switched else kind, version)
             code, said = await run.outcome()
             if code == 0:
                 self.completed += 1
                 self.reruns_completed += attempt > 0
-                if kind == "activate":
+                if kind != "publish":
                     self._switched(version)
+                    self.check(kind, await self._pointer())
                 return
             if not (run.killed or REDIS_AWAY in said):
                 self.failures[f"{kind}: {said}"] += 1
             self.reruns += attempt == 0
 
+    def check(self, kind: Kind, found: Active) -> None:
+        """Count it as a failure where a job has left another version active than it should, or before the active one."""
+        if (found.version, found.previous) != (self.active, self.previous):
+            wanted = f"{self.active} after {self.previous}"
+            self.failures[
+                f"{kind}: left {found.version} after {found.previous} active, and not {wanted}"
+            ] += 1
+
+    async def _pointer(self) -> Active:
+        """Waits until Redis is there."""
+        while True:
+            try:
+                found = await asyncio.to_thread(self._active)
+            except StoreUnavailable:
+                await asyncio.sleep(LOOK_AGAIN_S)
+            else:
+                # It was there once, and Redis keeps what it has.
+                return found or Active("no version", "", None, 0)
+
+    def _active(self) -> Active | None:
+        with self.place.client() as client:
+            return StateStore(client, self.place.keys).active()
+
     def _switched(self, version: str) -> None:
-        self.active = version
+        if version != self.active:
+            self.active, self.previous = version, self.active
         self.turns.complete(version, time.monotonic())
 
     async def _start(self, kind: Kind, version: str) -> Run:
-        if kind == "activate":
+        """Of a rollback, the version is that which it should go back to."""
+        if kind != "publish":
             self.turns.begin(version, time.monotonic())
-        options = {
-            "publish": ["--threads", "1", "--run", str(self.trained.runs[version])],
-            "activate": ["--no-gate"],
+        arguments = {
+            "publish": [version, "--threads", "1", "--run", str(self.trained.runs[version])],
+            "activate": [version, "--no-gate"],
+            "rollback": [],
         }
         with self.place.log(kind) as log:
             process = await asyncio.create_subprocess_exec(
                 *COMMAND,
                 kind,
-                version,
-                *options[kind],
+                *arguments[kind],
                 env=self.place.environment(),
                 stdout=log,
                 stderr=asyncio.subprocess.PIPE,
