@@ -107,6 +107,7 @@ class Jobs:
     _run: Run | None = None
     """The one that was begun last."""
     _begun: asyncio.Event = field(default_factory=asyncio.Event)
+    _awaited: Kind | None = None
     _stopping: bool = False
 
     async def set_up(self, versions: Sequence[str]) -> None:
@@ -126,12 +127,13 @@ class Jobs:
                 self._switched(version)
 
     async def go_on(self, versions: Sequence[str]) -> None:
-        """A round with one version after the other, beginning with the second, until stopped."""
-        for version in itertools.islice(itertools.cycle(versions), 1, None):
-            for kind in ROUND:
-                if self._stopping:
-                    return
-                await self._complete(kind, version)
+        """Rounds with the version that follows the active one, until stopped; a job that somebody waits for comes first."""
+        rounds = itertools.cycle(ROUND)
+        while not self._stopping:
+            kind: Kind = next(rounds) if self._awaited is None else self._awaited
+            assert self.active is not None
+            following = versions[(versions.index(self.active) + 1) % len(versions)]
+            await self._complete(kind, following)
 
     def stop(self) -> None:
         """End when the present job has completed."""
@@ -142,7 +144,9 @@ class Jobs:
         while True:
             if self._run is not None and self._run.kind == kind and self._run.lives:
                 return self._run
+            self._awaited = kind
             await self._begun.wait()
+            self._awaited = None
 
     async def _complete(self, kind: Kind, version: str) -> None:
         if kind == "rollback":
