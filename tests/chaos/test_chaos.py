@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,18 +20,22 @@ from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
 from srp4ctr.runtime.redis_client import connect_async
 from srp4ctr.runtime.settings import StoreSettings
 from srp4ctr.runtime.state_store import Active, StateStore
+from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.aftermath import examine, snapshot
 from srp4ctr_loadtest.chaos.jobs import Jobs
 from srp4ctr_loadtest.chaos.kills import TARGETS
 from srp4ctr_loadtest.chaos.oracle import Oracle, Snapshot
 from srp4ctr_loadtest.chaos.place import Place
-from srp4ctr_loadtest.chaos.traffic import Acts, Observation
+from srp4ctr_loadtest.chaos.traffic import Observation
 from srp4ctr_loadtest.chaos.turns import FOLLOW_S, Absence, Turns
 from srp4ctr_loadtest.chaos.versions import VERSIONS
 
 USER = "someone"
-ASKED_AT = 1000.0
-"""Seconds, long after all that was acknowledged."""
+KEEP = 128
+ASKED_AFTER_S, ACTED_AFTER_S, ACKNOWLEDGED_AFTER_S = 1000.0, 0.0, 90.0
+"""Seconds, from when the states were published."""
+AGE_MS = 905_000
+"""Of a state that may have no event or some, but was encoded before the last was acknowledged."""
 CONTEXT = {"hour": 3, "device": "mobile"}
 
 
@@ -92,22 +97,36 @@ def oracle(tiny, tiny_sequence):
     return Oracle(bundles, Snapshot({USER: before(tiny)}, states))
 
 
+def three(run, sent_at=0.0, acknowledged_at=0.0):
+    """A user after three events, one by one."""
+    acts = Acts(USER, KEEP, before(run))
+    for number in range(3):
+        acts.record([acted(run, number)], sent_at)
+        acts.acknowledge(acknowledged_at)
+    return acts
+
+
 @pytest.fixture
 def answered(tiny, tiny_sequence, oracle):
     """Makes an answer by the first version: of which of three events, and what it says, and what is known."""
     item_ids = tiny.item_ids[:20]
-    acts = Acts(USER, [acted(tiny, number) for number in range(3)], acknowledged_at=[0.0] * 3)
+    published_at = time.monotonic()
+    acts = three(tiny, published_at + ACTED_AFTER_S, published_at + ACKNOWLEDGED_AFTER_S)
+    asked_at = published_at + ASKED_AFTER_S
     one, other = (run.bundle.manifest.version for run in (tiny, tiny_sequence))
 
-    def make(count, least=0, by="one", status="fresh", behind=0, degraded=(), tier="full", user=acts):
+    def make(
+        count, least=0, by="one", status="fresh", behind=0, degraded=(), tier="full", user=acts, age_ms=AGE_MS
+    ):
         model = oracle.models[one if by == "one" else other]
         state = model.bundle.cold_state if count is None else model.state(user, count)
         scores = model.score(state, model.vectors(item_ids), CONTEXT)
         if tier == "prior":
             scores = model.bundle.items.prior[model.bundle.items.rows(item_ids)]
-        said = {"status": status, "events_behind": behind, "age_ms": None}
+        said = {"status": status, "events_behind": behind, "age_ms": None if count is None else age_ms}
         answer = {"scores": scores.tolist(), "user_state": said, "degraded": list(degraded), "tier": tier}
-        return Observation(user, item_ids, CONTEXT, ASKED_AT, least, len(user.sent), 0.0, one, answer)
+        most = len(user.steps) - 1
+        return Observation(user, item_ids, CONTEXT, asked_at, asked_at, least, most, 0.0, one, answer)
 
     return make
 
@@ -115,17 +134,20 @@ def answered(tiny, tiny_sequence, oracle):
 def test_the_oracle_takes_what_may_be(oracle, answered):
     """Right are the states with all acknowledged events, those that say what they lack, and others where Redis is away."""
     away = {"behind": None, "degraded": ["redis_unavailable"]}
-    stranger = Acts("stranger", [])
+    stranger = Acts("stranger", KEEP)
     for right in (
         answered(3, least=3),
         answered(3, least=2),
         answered(1, least=2, behind=1, status="stale"),
         answered(0, least=3, status="stale", **away),
+        answered(2, behind=1, status="stale"),
         answered(None, least=3, status="missing", **away),
         answered(None, user=stranger, status="cold"),
         answered(3, tier="prior", degraded=["deadline"]),
     ):
         assert oracle.judge(right).outcome == "right", right
+    # Of an event that came while it was encoded, too.
+    assert oracle.judge(answered(3, least=3, behind=1, status="stale")).outcome == "cautious"
 
 
 def test_the_oracle_notices_what_may_not_be(oracle, answered):
@@ -133,8 +155,22 @@ def test_the_oracle_notices_what_may_not_be(oracle, answered):
     right = answered(3, least=3)
     other = right.answer | {"scores": [score + 1e-3 for score in right.answer["scores"]]}
     for wrong, why in (
-        (answered(2, least=3), "state .* of 2 events"),
-        (answered(1, least=3, behind=1, status="stale"), "state .* of 1 events"),
+        (answered(2, least=3), "state .* of step 2"),
+        (answered(1, least=3, behind=1, status="stale"), "state .* of step 1"),
+        (
+            answered(3, least=3, behind=2, status="stale"),
+            "2 events behind .*; 3 events had been acknowledged",
+        ),
+        (answered(2, least=2, behind=3, status="stale"), "3 events behind .*; 2 events had been"),
+        (answered(3, behind=-1, status="stale"), "-1 events behind"),
+        (answered(3, least=3, age_ms=-1), "fresh, and -1 ms old"),
+        (answered(3, least=3, age_ms=None), "fresh, and None ms old"),
+        (answered(3, least=3, age_ms=2_000_000), "state .* of step 3; said to be fresh, 0 .* 2000000 ms old"),
+        (answered(0, age_ms=2_000_000), "state .* of step 0; said to be fresh, 0 .* 2000000 ms old"),
+        (
+            answered(2, least=3, behind=1, status="stale", age_ms=10_000),
+            "state .* of step 2; .* 10000 ms old",
+        ),
         (answered(3, behind=1), "fresh, and 1 events behind"),
         (answered(None, least=3, status="missing", behind=None), "None events behind, and degraded by"),
         (answered(None, least=3, status="cold", behind=3), "said to be cold"),
@@ -202,9 +238,9 @@ class World:
         self.states.mark_published(self.version, run.bundle.manifest.fingerprint, len(self.users))
         self.states.activate(self.version, run.bundle.manifest.fingerprint)
         self.oracle = Oracle({self.version: run.bundle}, snapshot(self.client, self.place, [self.version]))
-        sent = [acted(run, number) for number in range(3)]
-        self.acts = [Acts(user_id, sent, acknowledged_at=[0.0] * 3) for user_id in self.users]
-        asyncio.run(self._record(settings, sent))
+        self.acts = [three(run) for _ in self.users]
+        self.acts[1].user_id = self.users[1]
+        asyncio.run(self._record(settings, [acted(run, number) for number in range(3)]))
         self.refresh()
 
     async def _record(self, settings, sent):

@@ -12,11 +12,14 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.contract.events import RawEvent
 from srp4ctr.runtime.settings import StoreSettings, read_settings
+from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.aftermath import examine, snapshot, wait_for_workers
 from srp4ctr_loadtest.chaos.jobs import Jobs
 from srp4ctr_loadtest.chaos.kills import TARGETS, Killer
@@ -47,9 +50,12 @@ async def run(trained: Trained, place: Place, arguments: argparse.Namespace) -> 
             oracle = Oracle(trained.bundles, snapshot(client, place, versions))
         await system.service_ready()
         items = trained.bundles[versions[0]].items.index.ids[1:]
+        keep = place.settings.history_events
+        new: dict[str, Sequence[RawEvent]] = {f"new-{number}": () for number in range(NEW_USERS)}
+        histories = {**oracle.snapshot.histories, **new}
         traffic = Traffic(
             system.url,
-            [*oracle.snapshot.histories, *(f"new-{number}" for number in range(NEW_USERS))],
+            [Acts(user_id, keep, history) for user_id, history in histories.items()],
             [item.decode() for item in items.tolist()],
             turns,
             arguments.rate,
@@ -68,7 +74,7 @@ async def run(trained: Trained, place: Place, arguments: argparse.Namespace) -> 
         with place.client() as client:
             wait_for_workers(client, place)
             aftermath = examine(client, place, oracle, traffic.acts, (jobs.active, jobs.previous))
-        await traffic.ask_about([one for one in traffic.acts if one.sent])
+        await traffic.ask_about([one for one in traffic.acts if not one.idle])
         return Report(
             settings={
                 name: getattr(arguments, name) for name in ("seed", "appendfsync", "workers", "rate", "gap")

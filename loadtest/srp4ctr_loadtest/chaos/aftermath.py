@@ -12,9 +12,9 @@ from srp4ctr.contract.events import RawEvent, unpack_history
 from srp4ctr.runtime.acted import ActedStreams
 from srp4ctr.runtime.event_store import Counted
 from srp4ctr.runtime.state_store import Active, StateStore
+from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.oracle import Model, Oracle, Snapshot
 from srp4ctr_loadtest.chaos.place import Place
-from srp4ctr_loadtest.chaos.traffic import Acts
 
 CALM_LIMIT_S = 120.0
 POLL_S = 0.2
@@ -86,7 +86,7 @@ def examine(
     found.wrong_pointer = int(not _whole(client, place, oracle, active, switched))
     versions = [] if active is None else [one for one in (active.version, active.previous) if one is not None]
     for acts in everybody:
-        _examine_history(found, client, place, oracle.snapshot, acts)
+        _examine_history(found, client, place, acts)
         for version in versions:
             _examine_state(found, client, place, oracle.models[version], acts)
     return found
@@ -108,11 +108,9 @@ def _whole(
     return active.fingerprint == oracle.models[active.version].bundle.manifest.fingerprint
 
 
-def _examine_history(
-    found: Aftermath, client: redis.Redis, place: Place, before: Snapshot, acts: Acts
-) -> None:
+def _examine_history(found: Aftermath, client: redis.Redis, place: Place, acts: Acts) -> None:
     stored = _history(client, place, acts.user_id)
-    expected = [*before.histories.get(acts.user_id, ()), *acts.sent][-place.settings.history_events :]
+    expected = list(acts.last.history)
     times = Counter(event.event_id for event in stored if event.event_id)
     missing = sum(event.event_id not in times for event in expected if event.event_id)
     twice = sum(count - 1 for count in times.values())
@@ -122,9 +120,10 @@ def _examine_history(
         found.lost_of.add(acts.user_id)
     elif not twice and stored != expected:
         found.wrong_histories += 1
-    if acts.sent and not missing:
+    if not missing:
         counted = _counted(client, place, acts.user_id)
-        found.wrong_counts += counted is None or counted.last - counted.first != len(acts.sent)
+        events = 0 if counted is None else counted.last - counted.first
+        found.wrong_counts += events != acts.last.counted
 
 
 def _examine_state(found: Aftermath, client: redis.Redis, place: Place, model: Model, acts: Acts) -> None:
@@ -132,7 +131,7 @@ def _examine_state(found: Aftermath, client: redis.Redis, place: Place, model: M
         return
     (data,) = StateStore(client, place.keys).get_many(model.version, [acts.user_id])
     if data is None:
-        found.behind += bool(acts.sent) or model.knows(acts.user_id)
+        found.behind += not acts.idle or model.knows(acts.user_id)
         return
     counted = _counted(client, place, acts.user_id)
     items = model.bundle.items.index.ids
@@ -145,7 +144,7 @@ def _examine_state(found: Aftermath, client: redis.Redis, place: Place, model: M
         found.behind += 1
         return
     vectors = model.vectors([item.decode() for item in items[1:].tolist()])
-    expected = model.state(acts, len(acts.sent))
+    expected = model.state(acts, len(acts.steps) - 1)
     right = model.same(model.score(state, vectors, CONTEXT), model.score(expected, vectors, CONTEXT))
     found.wrong_states += not right
 

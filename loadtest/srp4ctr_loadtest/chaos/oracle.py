@@ -1,5 +1,6 @@
 """What an answer may be, computed offline from what the harness itself has sent."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +17,8 @@ from srp4ctr.runtime.event_store import History
 from srp4ctr.runtime.history_encoder import HistoryEncoder
 from srp4ctr.runtime.items import Vectors
 from srp4ctr.runtime.sessions import OnnxScorer
-from srp4ctr_loadtest.chaos.traffic import Acts, Observation
+from srp4ctr_loadtest.chaos.acts import Acts
+from srp4ctr_loadtest.chaos.traffic import Observation
 from srp4ctr_loadtest.chaos.turns import FOLLOW_S
 
 TOLERANCE = 1e-5
@@ -27,6 +29,10 @@ moves a probability by up to 2e-6 in float16 and 5e-5 in int8. One more event mo
 versions whose states are float16 and by 1e-4 and more in the other, and another version moves it by 5e-2."""
 NOTICE_S = 0.1
 """Until Redis must have told each process of the service what has changed; it does so at once, and waits for nobody."""
+CLOCK_S = 0.05
+"""By which the clocks may differ that the age of a state is measured by: the service's, and the harness's."""
+ENCODING_S = 5.0
+"""In which a history that was read has become a state, on a busy machine."""
 NO_STATE = {"redis_unavailable", "deadline"}
 """Why a state could not be read though it is not damaged."""
 
@@ -45,10 +51,11 @@ class Verdict(NamedTuple):
     """Whether an answer is right, and why it is not.
 
     `late`: it is right but for events that were acknowledged so shortly before, `late_s` seconds, that the process which
-    answered had not been told.
+    answered had not been told. `cautious`: but for saying that it lacks events that it has: they were taken in between two
+    reads of who encoded it, of the count and of the history.
     """
 
-    outcome: Literal["right", "late", "wrong", "mixed"]
+    outcome: Literal["right", "late", "cautious", "wrong", "mixed"]
     reason: str = ""
     late_s: float = 0.0
 
@@ -61,18 +68,26 @@ class Model:
         self.version = bundle.manifest.version
         quantised = any(array.dtype == "int8" for array in bundle.manifest.state.arrays)
         self._tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE
-        self._histories = snapshot.histories
         self._states = snapshot.states[self.version]
         self._encoder = HistoryEncoder(bundle)
         self._scorer = OnnxScorer(bundle)
         self._encoded: dict[tuple[str, int], UserState] = {}
+        self._began_at = time.time() - time.monotonic()
+        """When the monotonic clock was 0."""
 
-    def state(self, acts: Acts, count: int) -> UserState:
-        """The user's state with the first `count` events since the snapshot; the cold one where there is nothing at all."""
-        key = acts.user_id, count
+    def state(self, acts: Acts, place: int) -> UserState:
+        """The user's state from that step on; the cold one where there is nothing at all."""
+        key = acts.user_id, place
         if key not in self._encoded:
-            self._encoded[key] = self._encode(acts.user_id, acts.sent[:count])
+            self._encoded[key] = self._encode(acts.user_id, acts.steps[place].history if place else None)
         return self._encoded[key]
+
+    def encoded_after_s(self, acts: Acts, place: int) -> float:
+        """The earliest time at which a state of that step may have been encoded, by the monotonic clock."""
+        published = None if place else self._states.get(acts.user_id)
+        if published is None:
+            return acts.steps[place].sent_at
+        return self.decode(published).created_at_ms / 1000 - self._began_at
 
     def knows(self, user_id: str) -> bool:
         """Whether the user was in the snapshot."""
@@ -100,14 +115,14 @@ class Model:
         """A state of this version."""
         return self.bundle.manifest.decode_state(data)
 
-    def _encode(self, user_id: str, since: Sequence[RawEvent]) -> UserState:
+    def _encode(self, user_id: str, events: Sequence[RawEvent] | None) -> UserState:
+        """From these events; None: as it was published."""
         published = self._states.get(user_id)
-        if not since:
+        if events is None:
             return self.bundle.cold_state if published is None else self.decode(published)
-        events = [*self._histories.get(user_id, ()), *since]
         # For the user's features.
         held = {} if published is None else {self.version: published}
-        (encoded,) = self._encoder.encode([History(user_id, 0, events, held)])
+        (encoded,) = self._encoder.encode([History(user_id, 0, list(events), held)])
         # As it is stored.
         return self.decode(self.bundle.manifest.encode_state(encoded.state))
 
@@ -135,10 +150,13 @@ class Oracle:
         if why is not None:
             return Verdict("wrong", why)
         vectors = model.vectors(seen.item_ids)
-        for least, late_s in _known(seen):
-            for state in _states(model, seen, least):
-                if model.same(scores, model.score(state, vectors, seen.context)):
-                    return Verdict("late" if late_s else "right", late_s=late_s)
+        for cautious in (False, True):
+            for least, late_s in _known(seen):
+                for state in _states(model, seen, least, cautious=cautious):
+                    if model.same(scores, model.score(state, vectors, seen.context)):
+                        return Verdict(
+                            "late" if late_s else "cautious" if cautious else "right", late_s=late_s
+                        )
         return self._source(seen, scores)
 
     def _source(self, seen: Observation, scores: Scores) -> Verdict:
@@ -147,49 +165,87 @@ class Oracle:
             if not scorer.fits(items, states):
                 continue
             vectors = items.vectors(seen.item_ids)
-            for count in range(seen.most + 1):
-                if scorer.same(scores, scorer.score(states.state(seen.acts, count), vectors, seen.context)):
-                    used = f"scorer {scorer.version}, items {items.version}, state {states.version} of {count} events"
+            for place in reversed(range(seen.most + 1)):
+                if scorer.same(scores, scorer.score(states.state(seen.acts, place), vectors, seen.context)):
+                    used = f"scorer {scorer.version}, items {items.version}, state {states.version} of step {place}"
                     whole = {scorer.version, items.version, states.version} == {seen.model_version}
-                    known = f"{seen.least} had been acknowledged, {seen.most} sent"
-                    return Verdict("wrong" if whole else "mixed", f"it comes of {used}; {known}")
-        said = seen.answer["user_state"]
-        return Verdict("wrong", f"nothing known gives these scores, said to be {said['status']}")
+                    return Verdict("wrong" if whole else "mixed", f"it comes of {used}; {_known_of(seen)}")
+        return Verdict("wrong", f"nothing known gives these scores; {_known_of(seen)}")
 
 
 def _impossible(seen: Observation) -> str | None:
     """Why the answer cannot be right, by what it says of the user's state; None where it can."""
     said, degraded = seen.answer["user_state"], set(seen.answer["degraded"])
-    status, behind = said["status"], said["events_behind"]
-    if not degraded <= NO_STATE:
-        return f"it is degraded by {sorted(degraded)}, though no state is damaged"
-    if (behind is None) != bool(degraded):
-        return f"it is {behind} events behind, and degraded by {sorted(degraded)}"
-    if status == "missing" and not degraded:
-        return "the state is missing, and it does not say why"
-    if status == "fresh" and behind != 0:
-        return f"it is fresh, and {behind} events behind"
-    return None
+    status, behind, age_ms = said["status"], said["events_behind"], said["age_ms"]
+    wrong = {
+        f"it is degraded by {sorted(degraded)}, though no state is damaged": not degraded <= NO_STATE,
+        f"it is {behind} events behind, and degraded by {sorted(degraded)}": (behind is None)
+        != bool(degraded),
+        "the state is missing, and it does not say why": status == "missing" and not degraded,
+        f"it is fresh, and {behind} events behind": status == "fresh" and behind != 0,
+        f"it is {behind} events behind": (behind or 0) < 0,
+        f"it is {status}, and {age_ms} ms old": (age_ms or 0) < 0
+        or ((age_ms is None) != (status == "missing") and status != "cold"),
+    }
+    return next((why for why, is_so in wrong.items() if is_so), None)
+
+
+def _known_of(seen: Observation) -> str:
+    """For a person who wonders."""
+    said, steps = seen.answer["user_state"], seen.acts.steps
+    return (
+        f"said to be {said['status']}, {said['events_behind']} events behind and {said['age_ms']} ms old; "
+        f"{steps[seen.least].counted} events had been acknowledged at step {seen.least}, {steps[seen.most].counted} sent "
+        f"at step {seen.most}"
+    )
 
 
 def _known(seen: Observation) -> Iterator[tuple[int, float]]:
-    """How many acknowledged events the service knew of, and by how many seconds what it knew was too old."""
+    """Which acknowledged step the service knew of, and by how many seconds what it knew was too old."""
     yield seen.least, 0.0
-    for count in reversed(range(seen.least)):
-        late_s = seen.asked_at - seen.acts.acknowledged_at[count]
+    for place in reversed(range(seen.least)):
+        late_s = seen.asked_at - seen.acts.acknowledged_at[place + 1]
         if late_s > NOTICE_S:
             return
-        yield count, late_s
+        yield place, late_s
 
 
-def _states(model: Model, seen: Observation, least: int) -> list[UserState]:
-    """The states that the answer may be of, where the service knew of at least so many acknowledged events."""
-    said = seen.answer["user_state"]
-    status, behind = said["status"], said["events_behind"]
+def _states(model: Model, seen: Observation, least: int, *, cautious: bool) -> Iterator[UserState]:
+    """The states that the answer may be of, by what it says of it, where the service knew of the step `least` at least."""
+    status = seen.answer["user_state"]["status"]
     if status == "missing":
-        return [model.bundle.cold_state]
-    # A state may have events that were not counted yet when it was encoded; without Redis it may be of any time before.
-    first = 0 if behind is None else max(0, least - behind)
-    counts = range(first, 1 if status == "cold" else seen.most + 1)
-    states = [model.state(seen.acts, count) for count in counts]
-    return [state for state in states if (state.events == 0) == (status == "cold")]
+        yield model.bundle.cold_state
+        return
+    for place in _places(seen, least, cautious=cautious):
+        state = model.state(seen.acts, place)
+        if (state.events == 0) == (status == "cold") and _of_age(model, seen, place, least):
+            yield state
+
+
+def _places(seen: Observation, least: int, *, cautious: bool) -> Iterator[int]:
+    """Steps of which the state may be, by how many events the answer says that it lacks."""
+    steps, behind = seen.acts.steps, seen.answer["user_state"]["events_behind"]
+    for place in reversed(range(seen.most + 1)):
+        # Without Redis it may be of any time before.
+        if behind is None:
+            yield place
+            continue
+        # Whoever encoded it may have counted one step less than there was in the history.
+        counted = steps[max(0, place - cautious)].counted
+        known = [step.counted - counted for step in steps[max(place, least) : seen.most + 1]]
+        if behind in known:
+            yield place
+        elif behind < min(known):
+            return
+
+
+def _of_age(model: Model, seen: Observation, place: int, least: int) -> bool:
+    """Whether a state of that step can be as old as the answer says."""
+    age_ms = seen.answer["user_state"]["age_ms"]
+    if age_ms is None:
+        return True
+    oldest_s = seen.answered_at - model.encoded_after_s(seen.acts, place)
+    # What it lacks had not been acknowledged when the history was read.
+    lacks = place < least
+    youngest_s = seen.asked_at - seen.acts.acknowledged_at[place + 1] - ENCODING_S if lacks else 0.0
+    return bool(youngest_s <= age_ms / 1000 <= oldest_s + CLOCK_S)

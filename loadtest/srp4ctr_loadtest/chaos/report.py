@@ -24,6 +24,8 @@ class Answers:
     late: int = 0
     """Right but for events that were acknowledged just before, at most so many milliseconds:"""
     latest_ms: float = 0.0
+    cautious: int = 0
+    """Right but for saying that they lack events that they have."""
     left_ms: float = 0.0
     """For how long, at most, a version had been left that still gave one of them."""
     states: Counter[str] = field(default_factory=Counter)
@@ -46,6 +48,7 @@ class Answers:
             found.wrong += outcome == "wrong"
             found.mixed += outcome == "mixed"
             found.late += outcome == "late"
+            found.cautious += outcome == "cautious"
             found.latest_ms = max(found.latest_ms, round(1000 * late_s, 1))
             found.left_ms = max(found.left_ms, round(1000 * (one.left_s or 0.0), 1))
             if outcome in ("wrong", "mixed"):

@@ -14,6 +14,7 @@ import orjson
 
 from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.contract.events import RawEvent, Value
+from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.turns import Turns
 
 CONNECTIONS = 16
@@ -33,34 +34,19 @@ HOURS, DEVICES = 24, ("mobile", "desktop", "tablet")
 EVENT_TYPES = ("click", "cart", "buy")
 
 
-@dataclass(eq=False)
-class Acts:
-    """What one user did since the snapshot, in order: the next is sent when the one before is acknowledged."""
-
-    user_id: str
-    sent: list[RawEvent] = field(default_factory=list)
-    acknowledged_at: list[float] = field(default_factory=list)
-    """When, by the monotonic clock; of the first events that were sent, all but at most one."""
-    busy: bool = False
-
-    @property
-    def acknowledged(self) -> int:
-        """Events that have been acknowledged."""
-        return len(self.acknowledged_at)
-
-
 @dataclass(frozen=True)
 class Observation:
-    """An answer about a user, and how many of the user's events may be in it at all.
+    """An answer about a user, and which of the user's steps it may be of at all.
 
-    `least` had been acknowledged when it was asked for, at `asked_at` by the monotonic clock; `most` had been sent when it
-    was there. The version that answered had been left for `left_s` seconds, as Turns counts them.
+    The step at `least` was the last to have been acknowledged when it was asked for, that at `most` the last to have been sent
+    when it was there; both times by the monotonic clock. The version that answered had been left for `left_s` seconds, as Turns counts them.
     """
 
     acts: Acts
     item_ids: Sequence[str]
     context: Mapping[str, Any]
     asked_at: float
+    answered_at: float
     least: int
     most: int
     left_s: float | None
@@ -73,7 +59,7 @@ class Traffic:
     """Asks and tells about users, a few of them far more often than most, about `rate` times a second."""
 
     url: str
-    users: Sequence[str]
+    acts: Sequence[Acts]
     items: Sequence[str]
     turns: Turns
     rate: float
@@ -81,24 +67,16 @@ class Traffic:
     observations: list[Observation] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     """Requests that were not answered with 200, by status and type, or by what the connection ended in."""
+    sent: int = 0
+    """Events."""
+    acknowledged: int = 0
     resent: int = 0
 
     def __post_init__(self) -> None:
-        self.acts = [Acts(user_id) for user_id in self.users]
-        weights = 1 / np.arange(1, len(self.users) + 1)
+        weights = 1 / np.arange(1, len(self.acts) + 1)
         self._weights = self.random.permutation(weights / weights.sum())
         self._numbers = itertools.count(1)
         self._stopping = False
-
-    @property
-    def sent(self) -> int:
-        """Events."""
-        return sum(len(one.sent) for one in self.acts)
-
-    @property
-    def acknowledged(self) -> int:
-        """Events."""
-        return sum(one.acknowledged for one in self.acts)
 
     def stop(self) -> None:
         """Send nothing new; what has been sent is sent again until it is acknowledged."""
@@ -161,7 +139,8 @@ class Traffic:
         if answer is None:
             return False
         version = answer["model_version"]
-        left_s = self.turns.left_s(version, asked_at, time.monotonic())
+        answered_at = time.monotonic()
+        left_s = self.turns.left_s(version, asked_at, answered_at)
         answers = [answer] if len(users) == 1 else answer["answers"]
         for one, question, known, own in zip(users, asked, least, answers, strict=True):
             self.observations.append(
@@ -170,8 +149,9 @@ class Traffic:
                     item_ids=question["item_ids"],
                     context=question["context"],
                     asked_at=asked_at,
+                    answered_at=answered_at,
                     least=known,
-                    most=len(one.sent),
+                    most=len(one.steps) - 1,
                     left_s=left_s,
                     model_version=version,
                     answer=own,
@@ -187,23 +167,26 @@ class Traffic:
         events = []
         for one in users:
             one.busy = True
-            if one.acknowledged and self.random.uniform() < AGAIN:
-                events.append(_body(one.user_id, one.sent[-1]))
+            own = [self._event(one)]
+            self.sent += 1
+            if not one.idle and self.random.uniform() < AGAIN:
+                own.insert(0, one.last.history[-1])
                 self.resent += 1
-            one.sent.append(self._event(one))
-            events.append(_body(one.user_id, one.sent[-1]))
+            one.record(own, time.monotonic())
+            events += [_body(one.user_id, event) for event in own]
         while True:
             if await self._post(client, "/events", {"events": events}) is not None:
                 break
             await asyncio.sleep(RETRY_S)
+        self.acknowledged += len(users)
         for one in users:
-            one.acknowledged_at.append(time.monotonic())
+            one.acknowledge(time.monotonic())
             one.busy = False
 
     def _event(self, acts: Acts) -> RawEvent:
         now = time.time_ns() // 1_000_000
         # Later than the one before, whatever the clock does.
-        later = max(now, acts.sent[-1].time_ms + 1) if acts.sent else now
+        later = max([now, *(event.time_ms + 1 for event in acts.last.history[-1:])])
         features: dict[str, Value] = {
             "event_type": str(self.random.choice(EVENT_TYPES)),
             "dwell_seconds": round(float(self.random.exponential(30)), 1),
