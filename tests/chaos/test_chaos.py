@@ -11,9 +11,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from srp4ctr.contract.events import RawEvent, pack_event
+from srp4ctr.contract.events import RawEvent, Retention, pack_event
 from srp4ctr.contract.state import encode_state
 from srp4ctr.runtime.event_store import AsyncEventStore, EventStore, History
 from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
@@ -26,6 +27,7 @@ from srp4ctr_loadtest.chaos.jobs import Jobs
 from srp4ctr_loadtest.chaos.kills import TARGETS
 from srp4ctr_loadtest.chaos.oracle import Oracle, Snapshot
 from srp4ctr_loadtest.chaos.place import Place
+from srp4ctr_loadtest.chaos.tellings import Tellings, wrong_outcomes
 from srp4ctr_loadtest.chaos.traffic import Observation
 from srp4ctr_loadtest.chaos.turns import FOLLOW_S, Absence, Turns
 from srp4ctr_loadtest.chaos.versions import VERSIONS
@@ -79,7 +81,7 @@ def test_chaos(tiny, tiny_sequence, tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] == dict.fromkeys(TARGETS, 1)
     assert found["checked"] == found["answers"] > 0
-    assert found["events_sent"] == found["events_acknowledged"] > 0
+    assert found["events_sent"] == found["events_acknowledged"] > found["events_late"] > 0
     assert found["reruns"] == found["reruns_completed"] > 0
     for name in ("wrong", "mixed", "lost", "duplicates", "behind", "wrong_states"):
         assert found[name] == 0
@@ -223,6 +225,7 @@ class World:
 
     def __init__(self, run, redis_server):
         self.bundle = run.bundle
+        self.item_ids = run.item_ids
         self.version = run.bundle.manifest.version
         settings = StoreSettings(redis_url=redis_server.url, namespace="test")
         self.place = Place(Path(), Path(), settings)
@@ -240,13 +243,19 @@ class World:
         self.oracle = Oracle({self.version: run.bundle}, snapshot(self.client, self.place, [self.version]))
         self.acts = [three(run) for _ in self.users]
         self.acts[1].user_id = self.users[1]
-        asyncio.run(self._record(settings, [acted(run, number) for number in range(3)]))
+        sent = [acted(run, number) for number in range(3)]
+        self.record(dict.fromkeys(self.users, sent))
         self.refresh()
 
-    async def _record(self, settings, sent):
-        async with connect_async(settings, settings.redis_url) as client:
-            store = AsyncEventStore(client, self.place.keys, settings.retention)
-            await store.record(dict.fromkeys(self.users, sent), 5.0)
+    def record(self, by_user, keep=KEEP):
+        """What a service does; gives what becomes of each event."""
+        settings = self.place.settings
+
+        async def record():
+            async with connect_async(settings, settings.redis_url) as client:
+                return await AsyncEventStore(client, self.place.keys, Retention(keep)).record(by_user, 5.0)
+
+        return asyncio.run(record())
 
     def refresh(self):
         """What a worker does."""
@@ -278,6 +287,62 @@ def test_lost_and_repeated_events_are_noticed(world):
     assert world.found() == {"wrong_histories": 1}
     world.client.rpush(history, stored[-2])
     assert world.found() == {"duplicates": 1}
+
+
+def test_a_late_event_in_the_wrong_place_is_noticed(world):
+    """An event that happened before others must stand before them, in the history and in the states made of it."""
+    late = RawEvent(before(world)[0].time_ms + 500, "late", world.item_ids[50], {"event_type": "buy"})
+    (acts, _) = world.acts
+    assert acts.record([late], 0.0) == ["stored"]
+    acts.acknowledge(0.0)
+    assert world.found() == {"lost": 1, "lost_of": {USER}}
+    assert world.record({USER: [late]}) == [["stored"]]
+    world.refresh()
+    assert world.found() == {}
+    history = world.place.keys.history(USER)
+    world.client.lrem(history, 1, pack_event(late))
+    world.client.rpush(history, pack_event(late))
+    assert world.found() == {"wrong_histories": 1}
+
+
+def test_what_users_tell_becomes_what_the_rules_say(world):
+    """Late events, events told twice and events too old for a full history come to the same in Redis and in the oracle."""
+    random = np.random.default_rng(0)
+    tellings = Tellings(world.item_ids, random)
+    keep = 40
+    store = EventStore(world.client, world.place.keys, Retention(keep))
+    acts = Acts("teller", keep, before(world))
+    expected, found = [], []
+    for number in range(150):
+        own = tellings.of(acts)
+        expected.append(acts.record(own, 0.0))
+        found += world.record({"teller": own}, keep)
+        if number % 25 == 0:
+            store.seed([("teller", [pack_event(one) for one in before(world)])])
+    assert found == expected
+    assert {one for some in found for one in some} == {"stored", "duplicate", "too_old"}
+    (history,) = store.histories(["teller"], [])
+    assert history.events == list(acts.last.history)
+
+
+def test_a_wrong_outcome_is_noticed():
+    """What POST /events says of each event must be what the rules say; after a lost answer it may have been stored before."""
+    one, other, old = (RawEvent(time_ms, str(time_ms), "item", {}) for time_ms in (1000, 2000, 500))
+    acts = Acts(USER, 2)
+    told = [one, other, other, old]
+    outcomes = acts.record(told, 0.0)
+    assert outcomes == ["stored", "stored", "duplicate", "too_old"]
+    sent = [(acts, event, outcome) for event, outcome in zip(told, outcomes, strict=True)]
+    right = {"stored": 2, "duplicates": [2], "too_old": [3]}
+    before = {"stored": 0, "duplicates": [0, 1, 2], "too_old": [3]}
+    assert not list(wrong_outcomes(right, sent, again=False))
+    assert not list(wrong_outcomes(before, sent, again=True))
+    assert list(wrong_outcomes(before, sent, again=False)) == ["duplicate, and not stored"] * 2
+    wrong = right | {"stored": 3, "duplicates": []}
+    assert list(wrong_outcomes(wrong, sent, again=True)) == ["stored, and not duplicate"]
+    assert list(wrong_outcomes(right | {"stored": 1}, sent, again=False)) == ["1 stored, and not 2"]
+    taken = right | {"stored": 3, "too_old": []}
+    assert list(wrong_outcomes(taken, sent, again=True)) == ["stored, and not too_old"]
 
 
 def test_wrong_states_are_noticed(world):

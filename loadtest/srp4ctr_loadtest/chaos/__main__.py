@@ -85,8 +85,11 @@ async def run(trained: Trained, place: Place, arguments: argparse.Namespace) -> 
             events={
                 "sent": traffic.sent,
                 "acknowledged": traffic.acknowledged,
-                "resent": traffic.resent,
+                "late": traffic.tellings.late,
+                "resent": traffic.tellings.again,
+                "too_old": traffic.outcomes["too_old"],
             },
+            wrong_outcomes=traffic.wrong_outcomes,
             jobs={
                 "completed": jobs.completed,
                 "reruns": jobs.reruns,

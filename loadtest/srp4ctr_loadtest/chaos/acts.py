@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
+import numpy as np
+
 from srp4ctr.contract.events import RawEvent
 from srp4ctr.runtime.event_store import Outcome
 
@@ -30,6 +32,11 @@ class Acts:
         self.acknowledged_at = [-inf]
         """When, by the monotonic clock; of all steps but at most the last."""
         self.busy = False
+        self.told: list[RawEvent] = []
+        """All events that have been sent, once each."""
+        self.times = {event.time_ms for event in snapshot}
+        """Of all events there were."""
+        self._snapshot_times = np.array(sorted(self.times))
         self._keep = keep
 
     @property
@@ -47,12 +54,19 @@ class Acts:
         """Whether the user has done nothing since the snapshot."""
         return len(self.steps) == 1
 
+    def near_snapshot(self, time_ms: int, apart_ms: int) -> bool:
+        """Whether an event of the snapshot is so near to a time."""
+        return bool((np.abs(self._snapshot_times - time_ms) <= apart_ms).any())
+
     def record(self, events: Sequence[RawEvent], now: float) -> list[Outcome]:
         """Events are sent in one request; gives what must become of each."""
         held = list(self.last.history)
         ids = {event.event_id for event in held}
         outcomes: list[Outcome] = []
         for event in events:
+            if event.time_ms not in self.times:
+                self.times.add(event.time_ms)
+                self.told.append(event)
             if event.event_id in ids:
                 outcomes.append("duplicate")
             elif len(held) >= self._keep and event.time_ms <= held[0].time_ms:

@@ -17,6 +17,9 @@ from srp4ctr.contract.keys import Keys
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.settings import ENV_PREFIX, StoreSettings
 
+HISTORY_EVENTS = 64
+"""That are kept of a user: so few that the histories of those who act most are full soon."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -45,7 +48,9 @@ class Place:
                 shutil.rmtree(folder / name, ignore_errors=True)
                 (folder / name).mkdir()
             socket = Path(private) / "redis.sock"
-            settings = StoreSettings(var_dir=folder, redis_url=f"unix://{socket}", namespace="chaos")
+            settings = StoreSettings(
+                var_dir=folder, redis_url=f"unix://{socket}", namespace="chaos", history_events=HISTORY_EVENTS
+            )
             yield cls(folder, socket, settings)
 
     @property

@@ -65,7 +65,10 @@ class Report:
     answers: Answers
     aftermath: Aftermath
     events: Mapping[str, int]
-    """`sent` once or more often, `acknowledged`, and `resent` after that."""
+    """`sent` once or more often, and `acknowledged`; of these `late`, those of the past, `resent`, those that were told once more,
+    and `too_old`, those that came after a full history of newer ones."""
+    wrong_outcomes: Mapping[str, int]
+    """What POST /events said of events of which something else must have become."""
     jobs: Mapping[str, int]
     """`completed`; `reruns`: those that were cut off, and `reruns_completed`."""
     job_failures: Mapping[str, int]
@@ -87,6 +90,7 @@ class Report:
             "  by user state": self.answers.states,
             "requests without an answer": self.errors_by_type,
             "events": self.events,
+            "  wrong outcomes": self.wrong_outcomes,
             "afterwards": after,
             "jobs": self.jobs,
             "  failed, not killed": self.job_failures,
@@ -108,6 +112,7 @@ class Report:
         bad["jobs that never completed"] = self.jobs["reruns"] - self.jobs["reruns_completed"]
         bad["jobs that failed without being killed"] = sum(self.job_failures.values())
         bad["processes that ended by themselves"] = sum(self.ended.values())
+        bad["events with a wrong outcome"] = sum(self.wrong_outcomes.values())
         bad["events that were never acknowledged"] = self.events["sent"] - self.events["acknowledged"]
         bad["answers of status 500"] = sum(
             count for kind, count in self.errors_by_type.items() if kind.startswith("500")
@@ -121,6 +126,7 @@ class Report:
             "kills": self.kills,
             **answers,
             **{f"events_{name}": count for name, count in self.events.items()},
+            "wrong_outcomes": self.wrong_outcomes,
             **after,
             "jobs_completed": self.jobs["completed"],
             "reruns": self.jobs["reruns"],

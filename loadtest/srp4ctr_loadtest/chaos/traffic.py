@@ -1,7 +1,6 @@
 """The load: users who are scored and who act, each event sent until it is acknowledged; all is noted for the oracle."""
 
 import asyncio
-import itertools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,9 @@ import numpy as np
 import orjson
 
 from srp4ctr.contract.errors import Srp4ctrError
-from srp4ctr.contract.events import RawEvent, Value
+from srp4ctr.runtime.event_store import Outcome
 from srp4ctr_loadtest.chaos.acts import Acts
+from srp4ctr_loadtest.chaos.tellings import Tellings, body, wrong_outcomes
 from srp4ctr_loadtest.chaos.turns import Turns
 
 CONNECTIONS = 16
@@ -25,13 +25,10 @@ BATCHES = 0.2
 MOST_USERS = 4
 """Of a batch, and of events that are sent together."""
 CANDIDATES = 20
-AGAIN = 0.1
-"""Of the events, those that are sent once more after they have been acknowledged."""
 DEADLINE_MS = 5000
 TIMEOUT_S = 20.0
 RETRY_S = 0.1
 HOURS, DEVICES = 24, ("mobile", "desktop", "tablet")
-EVENT_TYPES = ("click", "cart", "buy")
 
 
 @dataclass(frozen=True)
@@ -68,14 +65,17 @@ class Traffic:
     errors: Counter[str] = field(default_factory=Counter)
     """Requests that were not answered with 200, by status and type, or by what the connection ended in."""
     sent: int = 0
-    """Events."""
+    """Events, each counted once."""
     acknowledged: int = 0
-    resent: int = 0
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    """What became of events that were acknowledged, by the rules."""
+    wrong_outcomes: Counter[str] = field(default_factory=Counter)
+    """What POST /events said of events of which something else must have become."""
 
     def __post_init__(self) -> None:
         weights = 1 / np.arange(1, len(self.acts) + 1)
         self._weights = self.random.permutation(weights / weights.sum())
-        self._numbers = itertools.count(1)
+        self.tellings = Tellings(self.items, self.random)
         self._stopping = False
 
     def stop(self) -> None:
@@ -164,34 +164,26 @@ class Traffic:
         users = [one for one in self._some(1, MOST_USERS) if not one.busy]
         if not users:
             return
-        events = []
+        told, new = {}, 0
         for one in users:
             one.busy = True
-            own = [self._event(one)]
-            self.sent += 1
-            if not one.idle and self.random.uniform() < AGAIN:
-                own.insert(0, one.last.history[-1])
-                self.resent += 1
-            one.record(own, time.monotonic())
-            events += [_body(one.user_id, event) for event in own]
-        while True:
-            if await self._post(client, "/events", {"events": events}) is not None:
-                break
+            told[one] = self.tellings.of(one)
+            new += len({event.event_id for event in told[one]} - {event.event_id for event in one.told})
+        self.sent += new
+        now = time.monotonic()
+        expected = {one: iter(one.record(own, now)) for one, own in told.items()}
+        sent = [(one, event, next(expected[one])) for one, event in self.tellings.in_turns(told)]
+        events = [body(one.user_id, event) for one, event, _ in sent]
+        tries = 0
+        while (answer := await self._post(client, "/events", {"events": events})) is None:
+            tries += 1
             await asyncio.sleep(RETRY_S)
-        self.acknowledged += len(users)
+        self.wrong_outcomes.update(wrong_outcomes(answer, sent, again=tries > 0))
+        self.outcomes.update(outcome for _, _, outcome in sent)
+        self.acknowledged += new
         for one in users:
             one.acknowledge(time.monotonic())
             one.busy = False
-
-    def _event(self, acts: Acts) -> RawEvent:
-        now = time.time_ns() // 1_000_000
-        # Later than the one before, whatever the clock does.
-        later = max([now, *(event.time_ms + 1 for event in acts.last.history[-1:])])
-        features: dict[str, Value] = {
-            "event_type": str(self.random.choice(EVENT_TYPES)),
-            "dwell_seconds": round(float(self.random.exponential(30)), 1),
-        }
-        return RawEvent(later, f"e-{next(self._numbers)}", str(self.random.choice(self.items)), features)
 
     async def _post(self, client: httpx.AsyncClient, path: str, body: object) -> Any:
         """The answer; None where it is none, which is counted."""
@@ -207,13 +199,3 @@ class Traffic:
             raise Srp4ctrError(f"POST {path} was refused: {answer.text}")
         self.errors[f"{answer.status_code} {orjson.loads(answer.content)['type']}"] += 1
         return None
-
-
-def _body(user_id: str, event: RawEvent) -> dict[str, Any]:
-    return {
-        "user_id": user_id,
-        "item_id": event.item_id,
-        "event_id": event.event_id,
-        "timestamp_ms": event.time_ms,
-        "features": dict(event.features),
-    }
