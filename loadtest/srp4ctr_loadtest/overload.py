@@ -23,6 +23,7 @@ import uvloop
 
 from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.runtime.serving import free_port, running_service
+from srp4ctr_loadtest.cores import on_core
 from srp4ctr_loadtest.http_load import Load, Request, closed_loop, connect, offer
 from srp4ctr_loadtest.subject import Subject
 
@@ -96,8 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     subject = Subject.active()
     available = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, available[-1:])
-    with running_service(free_port(), {"SRP4CTR_REDIS_URL": subject.redis_url}) as running:
+    with (
+        on_core(available[-1]),
+        running_service(free_port(), {"SRP4CTR_REDIS_URL": subject.redis_url}) as running,
+    ):
         server = psutil.Process(running.pid)
         server.cpu_affinity(available[:1])
         found = capacity(subject, running.url, arguments.candidates)
