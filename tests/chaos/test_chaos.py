@@ -83,7 +83,7 @@ def test_chaos(tiny, tiny_sequence, tmp_path):
     assert found["checked"] == found["answers"] > 0
     assert found["events_sent"] == found["events_acknowledged"] > found["events_late"] > 0
     assert found["reruns"] == found["reruns_completed"] > 0
-    for name in ("wrong", "mixed", "lost", "duplicates", "behind", "wrong_states"):
+    for name in ("wrong", "mixed", "lost", "duplicates", "behind", "wrong_states", "remembered"):
         assert found[name] == 0
 
 
@@ -185,6 +185,34 @@ def test_the_oracle_notices_what_may_not_be(oracle, answered):
         verdict = oracle.judge(wrong)
         assert verdict.outcome == "wrong", why
         assert re.search(why, verdict.reason), verdict
+
+
+def test_the_oracle_notices_that_somebody_is_remembered(tiny, oracle, answered):
+    """Once it is acknowledged that a user was forgotten, no answer is of what the user did before, with Redis or without."""
+    acts = answered(3).acts
+    at = acts.steps[3].sent_at + 1
+    acts.forget(at)
+    kept = answered(3, least=3, user=acts)
+    unknown = {"status": "cold", "age_ms": None}
+    for right in (kept, answered(None, least=3, user=acts, **unknown)):
+        assert oracle.judge(right).outcome == "right"
+    acts.acknowledge(at)
+    away = {"behind": None, "degraded": ["redis_unavailable"]}
+    for wrong in (
+        replace(kept, least=4),
+        answered(3, least=4, user=acts, status="stale", **away),
+        answered(4, least=4, user=acts, status="cold"),
+        answered(None, least=4, user=acts, behind=3, **unknown),
+    ):
+        verdict = oracle.judge(wrong)
+        assert (verdict.outcome, "forgotten by step 4" in verdict.reason) == ("wrong", True), verdict
+    assert oracle.judge(answered(None, least=4, user=acts, **unknown)).outcome == "right"
+    # What comes then is all that the state is made of, and the count begins anew.
+    acts.record([acted(tiny, 0)], at + 1)
+    acts.acknowledge(at + 1)
+    assert oracle.judge(answered(None, least=5, user=acts, behind=1, **unknown)).outcome == "right"
+    assert oracle.judge(answered(5, least=5, user=acts)).outcome == "right"
+    assert oracle.judge(answered(3, least=5, user=acts, behind=1, status="stale")).outcome == "wrong"
 
 
 def test_the_oracle_notices_a_mixture(oracle, answered):
@@ -361,6 +389,27 @@ def test_wrong_states_are_noticed(world):
     assert world.found() == {"wrong_states": 1}
     world.client.delete(keys.state(world.version, USER))
     assert world.found() == {"behind": 1}
+
+
+def test_what_is_remembered_is_noticed(world):
+    """A state or an event of somebody who was forgotten is told, also where the user has acted since."""
+    acts, _ = world.acts
+    held = world.states.get_many(world.version, [USER])[0]
+    world.events.forget(USER, [world.version])
+    acts.forget(0.0)
+    assert world.found() == {}
+    state = world.place.keys.state(world.version, USER)
+    world.client.set(state, held)
+    assert world.found() == {"remembered": 1}
+    world.client.delete(state)
+    again = acts.steps[3].history[-1]
+    assert world.record({USER: [again]}) == [acts.record([again], 0.0)] == [["stored"]]
+    acts.acknowledge(0.0)
+    assert world.found() == {"behind": 1}
+    world.refresh()
+    assert world.found() == {}
+    world.client.lpush(world.place.keys.history(USER), pack_event(acts.steps[3].history[0]))
+    assert world.found() == {"remembered": 1}
 
 
 def test_what_else_is_left_is_noticed(world):

@@ -90,6 +90,7 @@ async def run(trained: Trained, place: Place, arguments: argparse.Namespace) -> 
                 "too_old": traffic.outcomes["too_old"],
             },
             wrong_outcomes=traffic.wrong_outcomes,
+            forgotten=traffic.forgotten,
             jobs={
                 "completed": jobs.completed,
                 "reruns": jobs.reruns,

@@ -14,12 +14,14 @@ from srp4ctr.runtime.event_store import Outcome
 class Step(NamedTuple):
     """What is to be in Redis from one request on: the history, oldest first, and how many events have been counted.
 
-    `sent_at` is when it was sent for the first time, by the monotonic clock.
+    `sent_at` is when it was sent for the first time, by the monotonic clock; `since` the place of the step with which the count
+    began: the snapshot's, or that by which the user was forgotten last.
     """
 
     history: tuple[RawEvent, ...]
     counted: int
     sent_at: float
+    since: int
 
 
 class Acts:
@@ -28,7 +30,7 @@ class Acts:
     def __init__(self, user_id: str, keep: int, snapshot: Sequence[RawEvent] = ()) -> None:
         """Of the history the latest `keep` events are kept."""
         self.user_id = user_id
-        self.steps = [Step(tuple(snapshot), 0, -inf)]
+        self.steps = [Step(tuple(snapshot), 0, -inf, 0)]
         self.acknowledged_at = [-inf]
         """When, by the monotonic clock; of all steps but at most the last."""
         self.busy = False
@@ -77,8 +79,12 @@ class Acts:
                 ids.add(event.event_id)
                 outcomes.append("stored")
         if stored := outcomes.count("stored"):
-            self.steps.append(Step(tuple(held), self.last.counted + stored, now))
+            self.steps.append(Step(tuple(held), self.last.counted + stored, now, self.last.since))
         return outcomes
+
+    def forget(self, now: float) -> None:
+        """The user is to be forgotten."""
+        self.steps.append(Step((), 0, now, len(self.steps)))
 
     def acknowledge(self, now: float) -> None:
         """What was sent has been acknowledged."""

@@ -37,6 +37,8 @@ class Aftermath:
     """States of the active version and of the one before it that lack acknowledged events, or are not there, by what they say."""
     wrong_states: int = 0
     """Those that lack none by what they say, and are not what they should be."""
+    remembered: int = 0
+    """Users who were forgotten, and of whom there is still something in Redis, or again."""
     dead_letters: int = 0
     wrong_pointer: int = 0
     """1 where the active version or the one before it are not those that were switched to last, or the active one is not whole."""
@@ -118,6 +120,8 @@ def _examine_history(found: Aftermath, client: redis.Redis, place: Place, acts: 
     found.duplicates += twice
     if missing:
         found.lost_of.add(acts.user_id)
+    elif acts.last.since and any(event not in expected for event in stored):
+        found.remembered += 1
     elif not twice and stored != expected:
         found.wrong_histories += 1
     if not missing:
@@ -130,8 +134,12 @@ def _examine_state(found: Aftermath, client: redis.Redis, place: Place, model: M
     if acts.user_id in found.lost_of:
         return
     (data,) = StateStore(client, place.keys).get_many(model.version, [acts.user_id])
+    since, last = acts.last.since, len(acts.steps) - 1
     if data is None:
-        found.behind += not acts.idle or model.knows(acts.user_id)
+        found.behind += last > since or (not since and model.knows(acts.user_id))
+        return
+    if last == since > 0:
+        found.remembered += 1
         return
     counted = _counted(client, place, acts.user_id)
     items = model.bundle.items.index.ids
@@ -144,7 +152,7 @@ def _examine_state(found: Aftermath, client: redis.Redis, place: Place, model: M
         found.behind += 1
         return
     vectors = model.vectors([item.decode() for item in items[1:].tolist()])
-    expected = model.state(acts, len(acts.steps) - 1)
+    expected = model.state(acts, last)
     right = model.same(model.score(state, vectors, CONTEXT), model.score(expected, vectors, CONTEXT))
     found.wrong_states += not right
 

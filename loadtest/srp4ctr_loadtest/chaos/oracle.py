@@ -17,7 +17,7 @@ from srp4ctr.runtime.event_store import History
 from srp4ctr.runtime.history_encoder import HistoryEncoder
 from srp4ctr.runtime.items import Vectors
 from srp4ctr.runtime.sessions import OnnxScorer
-from srp4ctr_loadtest.chaos.acts import Acts
+from srp4ctr_loadtest.chaos.acts import Acts, Step
 from srp4ctr_loadtest.chaos.traffic import Observation
 from srp4ctr_loadtest.chaos.turns import FOLLOW_S
 
@@ -79,7 +79,9 @@ class Model:
         """The user's state from that step on; the cold one where there is nothing at all."""
         key = acts.user_id, place
         if key not in self._encoded:
-            self._encoded[key] = self._encode(acts.user_id, acts.steps[place].history if place else None)
+            self._encoded[key] = self._encode(
+                acts.user_id, acts.steps[place], first=place == acts.steps[place].since
+            )
         return self._encoded[key]
 
     def encoded_after_s(self, acts: Acts, place: int) -> float:
@@ -115,14 +117,14 @@ class Model:
         """A state of this version."""
         return self.bundle.manifest.decode_state(data)
 
-    def _encode(self, user_id: str, events: Sequence[RawEvent] | None) -> UserState:
-        """From these events; None: as it was published."""
-        published = self._states.get(user_id)
-        if events is None:
+    def _encode(self, user_id: str, step: Step, *, first: bool) -> UserState:
+        """As it was published, where nothing has come since."""
+        published = None if step.since else self._states.get(user_id)
+        if first:
             return self.bundle.cold_state if published is None else self.decode(published)
         # For the user's features.
         held = {} if published is None else {self.version: published}
-        (encoded,) = self._encoder.encode([History(user_id, 0, list(events), held)])
+        (encoded,) = self._encoder.encode([History(user_id, 0, list(step.history), held)])
         # As it is stored.
         return self.decode(self.bundle.manifest.encode_state(encoded.state))
 
@@ -196,7 +198,7 @@ def _known_of(seen: Observation) -> str:
     return (
         f"said to be {said['status']}, {said['events_behind']} events behind and {said['age_ms']} ms old; "
         f"{steps[seen.least].counted} events had been acknowledged at step {seen.least}, {steps[seen.most].counted} sent "
-        f"at step {seen.most}"
+        f"at step {seen.most}, and the user forgotten by step {steps[seen.most].since}"
     )
 
 
@@ -225,17 +227,21 @@ def _states(model: Model, seen: Observation, least: int, *, cautious: bool) -> I
 def _places(seen: Observation, least: int, *, cautious: bool) -> Iterator[int]:
     """Steps of which the state may be, by how many events the answer says that it lacks."""
     steps, behind = seen.acts.steps, seen.answer["user_state"]["events_behind"]
-    for place in reversed(range(seen.most + 1)):
-        # Without Redis it may be of any time before.
+    for place in reversed(range(steps[least].since, seen.most + 1)):
+        # Without Redis it may be of any time before, but not of one that the user wants forgotten.
         if behind is None:
             yield place
             continue
         # Whoever encoded it may have counted one step less than there was in the history.
-        counted = steps[max(0, place - cautious)].counted
-        known = [step.counted - counted for step in steps[max(place, least) : seen.most + 1]]
+        since = steps[place].since
+        counted = steps[max(since, place - cautious)].counted
+        known = [
+            step.counted - (counted if step.since == since else 0)
+            for step in steps[max(place, least) : seen.most + 1]
+        ]
         if behind in known:
             yield place
-        elif behind < min(known):
+        elif behind < min(known) and since == steps[least].since:
             return
 
 
@@ -244,6 +250,9 @@ def _of_age(model: Model, seen: Observation, place: int, least: int) -> bool:
     age_ms = seen.answer["user_state"]["age_ms"]
     if age_ms is None:
         return True
+    if place == seen.acts.steps[place].since > 0:
+        # Who has been forgotten has no state, and so none of any age.
+        return False
     oldest_s = seen.answered_at - model.encoded_after_s(seen.acts, place)
     # What it lacks had not been acknowledged when the history was read.
     lacks = place < least

@@ -69,6 +69,8 @@ class Report:
     and `too_old`, those that came after a full history of newer ones."""
     wrong_outcomes: Mapping[str, int]
     """What POST /events said of events of which something else must have become."""
+    forgotten: int
+    """How often a user was."""
     jobs: Mapping[str, int]
     """`completed`; `reruns`: those that were cut off, and `reruns_completed`."""
     job_failures: Mapping[str, int]
@@ -91,6 +93,7 @@ class Report:
             "requests without an answer": self.errors_by_type,
             "events": self.events,
             "  wrong outcomes": self.wrong_outcomes,
+            "users": {"forgotten": self.forgotten},
             "afterwards": after,
             "jobs": self.jobs,
             "  failed, not killed": self.job_failures,
@@ -127,6 +130,7 @@ class Report:
             **answers,
             **{f"events_{name}": count for name, count in self.events.items()},
             "wrong_outcomes": self.wrong_outcomes,
+            "forgotten": self.forgotten,
             **after,
             "jobs_completed": self.jobs["completed"],
             "reruns": self.jobs["reruns"],

@@ -20,6 +20,8 @@ from srp4ctr_loadtest.chaos.turns import Turns
 CONNECTIONS = 16
 ACTS = 0.3
 """Of all requests, those that tell what users did."""
+FORGETS = 0.005
+"""Of all requests, those that want a user forgotten."""
 BATCHES = 0.2
 """Of the questions, those about several users at a time."""
 MOST_USERS = 4
@@ -69,6 +71,8 @@ class Traffic:
     acknowledged: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     """What became of events that were acknowledged, by the rules."""
+    forgotten: int = 0
+    """Users, each time that they were."""
     wrong_outcomes: Counter[str] = field(default_factory=Counter)
     """What POST /events said of events of which something else must have become."""
 
@@ -105,6 +109,9 @@ class Traffic:
     async def _ask_and_tell(self, client: httpx.AsyncClient) -> None:
         while not self._stopping:
             await asyncio.sleep(self.random.exponential(CONNECTIONS / self.rate))
+            if self.random.uniform() < FORGETS:
+                await self._forget(client)
+                continue
             if self.random.uniform() < ACTS:
                 await self._act(client)
                 continue
@@ -133,9 +140,9 @@ class Traffic:
         asked_at = time.monotonic()
         deadline = {"deadline_ms": DEADLINE_MS}
         if len(users) == 1:
-            answer = await self._post(client, "/score", asked[0] | deadline)
+            answer = await self._send(client, "POST", "/score", asked[0] | deadline)
         else:
-            answer = await self._post(client, "/score/batch", {"requests": asked} | deadline)
+            answer = await self._send(client, "POST", "/score/batch", {"requests": asked} | deadline)
         if answer is None:
             return False
         version = answer["model_version"]
@@ -174,21 +181,43 @@ class Traffic:
         expected = {one: iter(one.record(own, now)) for one, own in told.items()}
         sent = [(one, event, next(expected[one])) for one, event in self.tellings.in_turns(told)]
         events = [body(one.user_id, event) for one, event, _ in sent]
-        tries = 0
-        while (answer := await self._post(client, "/events", {"events": events})) is None:
-            tries += 1
-            await asyncio.sleep(RETRY_S)
-        self.wrong_outcomes.update(wrong_outcomes(answer, sent, again=tries > 0))
+        answer, tries = await self._until_answered(client, "POST", "/events", {"events": events})
+        self.wrong_outcomes.update(wrong_outcomes(answer, sent, again=tries > 1))
         self.outcomes.update(outcome for _, _, outcome in sent)
         self.acknowledged += new
         for one in users:
             one.acknowledge(time.monotonic())
             one.busy = False
 
-    async def _post(self, client: httpx.AsyncClient, path: str, body: object) -> Any:
+    async def _forget(self, client: httpx.AsyncClient) -> None:
+        """Somebody who has nothing under way is forgotten, and asked about at once."""
+        one = self.acts[int(self.random.integers(len(self.acts)))]
+        if one.busy:
+            return
+        one.busy = True
+        one.forget(time.monotonic())
+        await self._until_answered(client, "DELETE", f"/users/{one.user_id}")
+        one.acknowledge(time.monotonic())
+        one.busy = False
+        self.forgotten += 1
+        await self._ask(client, [one])
+
+    async def _until_answered(
+        self, client: httpx.AsyncClient, method: str, path: str, body: object = None
+    ) -> tuple[Any, int]:
+        """The answer, and how often it was asked for."""
+        tries = 1
+        while True:
+            answer = await self._send(client, method, path, body)
+            if answer is not None:
+                return answer, tries
+            tries += 1
+            await asyncio.sleep(RETRY_S)
+
+    async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: object = None) -> Any:
         """The answer; None where it is none, which is counted."""
         try:
-            answer = await client.post(path, content=orjson.dumps(body))
+            answer = await client.request(method, path, content=None if body is None else orjson.dumps(body))
         except httpx.HTTPError as error:
             self.errors[type(error).__name__] += 1
             return None
@@ -196,6 +225,6 @@ class Traffic:
             return orjson.loads(answer.content)
         if answer.is_client_error:
             # Nothing of it would ever be taken.
-            raise Srp4ctrError(f"POST {path} was refused: {answer.text}")
+            raise Srp4ctrError(f"{method} {path} was refused: {answer.text}")
         self.errors[f"{answer.status_code} {orjson.loads(answer.content)['type']}"] += 1
         return None
