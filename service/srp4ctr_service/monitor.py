@@ -22,7 +22,7 @@ DESCRIPTION = """\
 Measure the model that serves on what users are shown and click, until Ctrl-C.
 
 Reads from Redis the answers that services with SRP4CTR_MONITORED_SHARE keep, what POST /impressions says was shown of them,
-and users' events. Removes from Redis what it has joined, and writes nothing but JSON log lines to standard output; its
+and users' events. Removes from Redis the impressions that it has judged, and writes nothing but JSON log lines to standard output; its
 metrics are on http://HOST:9101/metrics.
 """
 EVERY_S = 5.0

@@ -60,7 +60,8 @@ class Monitored:
             self._telemetry.count_monitored(0, 1)
             return
         self._waiting += len(scores)
-        self._taken.append(MonitoredAnswer(user_id, request_id, version, item_ids, scores))
+        now_ms = time.time_ns() // 1_000_000
+        self._taken.append(MonitoredAnswer(user_id, request_id, now_ms, version, item_ids, scores))
 
     async def shown(self, request: ImpressionsRequest, info: RequestInfo) -> bytes:
         """The answer to POST /impressions, given when Redis has what is of the share.

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import structlog
@@ -14,15 +14,19 @@ from srp4ctr.contract.errors import StoreError, StoreUnavailable
 from srp4ctr.contract.events import RawEvent
 from srp4ctr.contract.keys import PARTITIONS
 from srp4ctr.runtime.event_store import EventStore
-from srp4ctr.runtime.feedback_store import FeedbackStore, MonitoredAnswer, ShownItems
+from srp4ctr.runtime.feedback_store import Due, FeedbackStore, MonitoredAnswer, ShownItems
 from srp4ctr.runtime.metrics import auc, expected_calibration_error, row_losses
 
 log = structlog.get_logger()
 
 LATE_S = 10.0
 """Beyond the window, that an event may need to arrive."""
+CLOCKS_APART_S = 60
+"""How long before its answer, by the two clocks, something may have been shown."""
 AT_ONCE = 64
-"""Partitions whose impressions are in memory together."""
+"""Partitions of which some impressions each are in memory together."""
+Unmatched = Literal["no_answer", "before_answer"]
+Unjudged = Unmatched | Literal["unreadable"]
 
 
 class Judged(NamedTuple):
@@ -57,24 +61,29 @@ def _plain(value: object) -> float | str:
         return str(value)
 
 
+def places_of(shown: ShownItems, answer: MonitoredAnswer) -> list[int]:
+    """Places among the answer's candidates of the items that were shown; what is none of them is left out."""
+    place_of = {item_id: place for place, item_id in enumerate(answer.item_ids)}
+    return [place_of[item_id] for item_id in shown.item_ids if item_id in place_of]
+
+
 def judge(
     shown: ShownItems,
     answer: MonitoredAnswer,
+    places: Iterable[int],
     events: Iterable[RawEvent],
     window_ms: float,
     is_click: Callable[[RawEvent], bool],
 ) -> list[Judged]:
-    """Of each shown item that the answer has: its probability, and whether it was clicked in the window."""
+    """Of the answer's candidates at these places: its probability, and whether it was clicked in the window after it was shown."""
     clicked = {
         event.item_id
         for event in events
         if shown.shown_ms <= event.time_ms <= shown.shown_ms + window_ms and is_click(event)
     }
-    given = dict(zip(answer.item_ids, answer.scores.tolist(), strict=True))
     return [
-        Judged(answer.version, given[item_id], item_id in clicked)
-        for item_id in dict.fromkeys(shown.item_ids)
-        if item_id in given
+        Judged(answer.version, float(answer.scores[place]), answer.item_ids[place] in clicked)
+        for place in places
     ]
 
 
@@ -91,32 +100,36 @@ class OnlineQuality(Collector):
             "What the model expected: the sum of their probabilities",
             registry=registry,
         )
-        self._unmatched = Counter(
-            "srp4ctr_unmatched_impressions",
-            "Impressions of monitored answers of which the answer was not found",
+        self._duplicates = Counter(
+            "srp4ctr_duplicate_items",
+            "Shown items of monitored answers that had been shown of the same answer before",
             registry=registry,
         )
+        unmatched = Counter(
+            "srp4ctr_unmatched_impressions",
+            "Impressions of monitored answers of which the answer was not found, or is younger",
+            ["reason"],
+            registry=registry,
+        )
+        self._unmatched = {reason: unmatched.labels(reason) for reason in get_args(Unmatched)}
         self._unreadable = Counter(
             "srp4ctr_unreadable_impressions",
-            "Impressions that could not be judged because of what Redis holds of their users",
+            "Impressions that could not be judged because they, their answers or their users' histories are damaged",
             registry=registry,
         )
         registry.register(self)
 
-    def add(self, judged: Sequence[Judged]) -> None:
-        """Count in what was judged."""
+    def add(self, judged: Sequence[Judged], duplicates: int) -> None:
+        """Count in what was judged, and how many items beside it had been judged before."""
+        self._duplicates.inc(duplicates)
         self._judged.extend(judged)
         self._shown.inc(len(judged))
         self._clicked.inc(sum(one.clicked for one in judged))
         self._expected.inc(sum(one.probability for one in judged))
 
-    def add_unmatched(self, impressions: int) -> None:
-        """Count impressions that could not be judged."""
-        self._unmatched.inc(impressions)
-
-    def add_unreadable(self, impressions: int) -> None:
-        """Count impressions whose own data, or whose user's, are damaged."""
-        self._unreadable.inc(impressions)
+    def add_unjudged(self, why: Unjudged) -> None:
+        """Count an impression that could not be judged."""
+        (self._unreadable if why == "unreadable" else self._unmatched[why]).inc()
 
     def describe(self) -> Iterator[Metric]:
         """The metrics' names."""
@@ -182,32 +195,40 @@ class Monitor:
         self._quality = quality
 
     def step(self) -> int:
-        """Judge all impressions whose window is over, and tell how many; raises StoreUnavailable.
+        """Judge all impressions whose window is over, and tell how many; raises StoreError.
 
-        Some partitions at a time, so that memory does not grow with what has waited.
+        Some of some partitions at a time, so that memory does not grow with what has waited.
         """
-        return sum(
-            self._judge(range(first, min(first + AT_ONCE, PARTITIONS)))
-            for first in range(0, PARTITIONS, AT_ONCE)
-        )
+        until_ms = self._feedback.reported_before(self._window_s + self._late_s)
+        judged = 0
+        for first in range(0, PARTITIONS, AT_ONCE):
+            partitions = range(first, min(first + AT_ONCE, PARTITIONS))
+            while due := self._feedback.due(until_ms, partitions):
+                judged += self._judge(due)
+        return judged
 
-    def _judge(self, partitions: range) -> int:
-        due = self._feedback.due(self._window_s + self._late_s, partitions)
-        if not due:
-            return 0
+    def _judge(self, due: Sequence[Due]) -> int:
         events = self._events_of({one.shown.user_id for one in due if one.shown and one.answer})
-        # Only now: what cannot be read because Redis went away is judged when it is back. Whoever removes it judges it.
-        mine = self._feedback.remove(due)
-        for one in mine:
-            if one.shown is None:
-                self._quality.add_unreadable(1)
-            elif one.answer is None:
-                self._quality.add_unmatched(1)
-            elif (own := events.get(one.shown.user_id, ())) is None:
-                self._quality.add_unreadable(1)
+        found = {(one.partition, one.shown_id): _match(one, events) for one in due}
+        # Only now: what cannot be read because Redis went away is judged when it is back. Whoever takes it judges it.
+        taken = self._feedback.take(
+            [
+                (one, () if isinstance(match, str) else match.places)
+                for one, match in zip(due, found.values(), strict=True)
+            ]
+        )
+        for one, places in taken:
+            match = found[one.partition, one.shown_id]
+            if isinstance(match, str):
+                self._quality.add_unjudged(match)
+            elif places is None:
+                self._quality.add_unjudged("no_answer")
             else:
-                self._quality.add(judge(one.shown, one.answer, own, 1000 * self._window_s, self._is_click))
-        return len(mine)
+                judged = judge(
+                    match.shown, match.answer, places, match.events, 1000 * self._window_s, self._is_click
+                )
+                self._quality.add(judged, len(match.places) - len(places))
+        return len(taken)
 
     def _events_of(self, users: Collection[str]) -> dict[str, Sequence[RawEvent] | None]:
         """Events of the users who have some, None where they cannot be read."""
@@ -220,3 +241,27 @@ class Monitor:
                 log.warning("history_unreadable", reason=str(error))
                 return dict.fromkeys(users)
             return {user: found for one in users for user, found in self._events_of({one}).items()}
+
+
+class _Match(NamedTuple):
+    """An impression with its answer, the places of what was shown among the answer's candidates, and the user's events."""
+
+    shown: ShownItems
+    answer: MonitoredAnswer
+    places: Sequence[int]
+    events: Sequence[RawEvent]
+
+
+def _match(due: Due, events: Mapping[str, Sequence[RawEvent] | None]) -> _Match | Unjudged:
+    shown, answer = due.shown, due.answer
+    if shown is None:
+        return "unreadable"
+    if due.answer_id is None:
+        return "no_answer"
+    if answer is None:
+        log.warning("answer_unreadable", partition=due.partition, entry=due.answer_id.decode())
+        return "unreadable"
+    if shown.shown_ms < answer.answered_ms - 1000 * CLOCKS_APART_S:
+        return "before_answer"
+    own = events.get(shown.user_id, ())
+    return "unreadable" if own is None else _Match(shown, answer, places_of(shown, answer), own)

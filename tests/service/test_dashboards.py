@@ -65,7 +65,7 @@ def labels_of(*texts: str) -> dict[str, dict[str, set[str]]]:
 def monitored() -> str:
     """What a monitor exports that has seen a click and none."""
     registry = CollectorRegistry()
-    OnlineQuality(100, registry).add([Judged("v", 0.5, True), Judged("v", 0.25, False)])
+    OnlineQuality(100, registry).add([Judged("v", 0.5, True), Judged("v", 0.25, False)], 0)
     return generate_latest(registry).decode()
 
 

@@ -17,15 +17,16 @@ from srp4ctr.contract.errors import ConfigError, StoreUnavailable
 from srp4ctr.contract.events import RawEvent
 from srp4ctr.contract.keys import PARTITIONS, Keys, partition
 from srp4ctr.runtime.event_store import EventStore
-from srp4ctr.runtime.feedback_store import FeedbackStore, MonitoredAnswer, ShownItems
+from srp4ctr.runtime.feedback_store import EACH, FeedbackStore, MonitoredAnswer, ShownItems
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.serving import free_port
 from srp4ctr.runtime.settings import read_settings
-from srp4ctr_service.online_quality import Clicks, Monitor, OnlineQuality, judge
+from srp4ctr_service.online_quality import CLOCKS_APART_S, Clicks, Monitor, OnlineQuality, judge, places_of
 from srp4ctr_service.settings import MonitorSettings
 
 ITEMS = [str(number) for number in range(1, 21)]
 WINDOW_S = 600
+NOT_MATCHED = "srp4ctr_unmatched_impressions_total"
 
 
 def metric(text, name, **labels):
@@ -140,7 +141,7 @@ def test_shown_and_clicked_items_give_the_quality_of_the_served_version(watch, f
         log_loss(label, probability), rel=1e-5
     )
     assert 0 < metric(text, "srp4ctr_online_ece", **of) <= 1
-    assert watched.kept(watched.keys.shown) == watched.kept(watched.keys.answered) == 0
+    assert watched.kept(watched.keys.shown) == 0
 
 
 def test_without_any_click_there_is_no_auc(watch, first):
@@ -155,7 +156,7 @@ def test_without_any_click_there_is_no_auc(watch, first):
 
 
 def test_what_is_reported_twice_or_was_never_answered_does_not_count(watch):
-    """An impression counts once; one without its answer is counted as unmatched."""
+    """Of an answer an item counts once, and again as a duplicate; an impression without its answer is counted as unmatched."""
     watched = watch()
     watched.score()
     for _ in range(2):
@@ -164,7 +165,67 @@ def test_what_is_reported_twice_or_was_never_answered_does_not_count(watch):
     watched.wait_for(1)
     assert watched.monitor().step() == 3
     assert metric(watched.metrics(), "srp4ctr_shown_items_total") == 2
-    assert metric(watched.metrics(), "srp4ctr_unmatched_impressions_total") == 2
+    assert metric(watched.metrics(), "srp4ctr_duplicate_items_total") == 2
+    assert metric(watched.metrics(), NOT_MATCHED, reason="no_answer") == 1
+
+
+def test_what_is_shown_later_of_an_answer_is_judged_with_it(watch):
+    """A user who scrolls sees more of an answer, and some of it again, long after the first of it has been judged."""
+    watched = watch()
+    scores = watched.score()
+    watched.show(["1", "2", "3"])
+    watched.wait_for(1)
+    assert watched.monitor().step() == 1
+    watched.show(["3", "4", "4", "5"])
+    watched.show(["5", "1"])
+    assert watched.monitor().step() == 2
+    text = watched.metrics()
+    assert metric(text, "srp4ctr_shown_items_total") == 5
+    assert metric(text, "srp4ctr_duplicate_items_total") == 4
+    expected = sum(scores[item_id] for item_id in ("1", "2", "3", "4", "5"))
+    assert metric(text, "srp4ctr_expected_clicks_total") == pytest.approx(expected, rel=1e-6)
+    assert metric(text, NOT_MATCHED, reason="no_answer") == 0
+
+
+def test_what_was_shown_before_it_was_answered_is_not_matched(watch):
+    """A little before is what clocks are apart; more says that something is wrong with the impression."""
+    watched = watch()
+    watched.score()
+    watched.show(["1"], ago_ms=1000 * (CLOCKS_APART_S + 30))
+    watched.show(["2"], ago_ms=1000 * (CLOCKS_APART_S - 30))
+    watched.wait_for(1)
+    watched.monitor().step()
+    assert metric(watched.metrics(), "srp4ctr_shown_items_total") == 1
+    assert metric(watched.metrics(), NOT_MATCHED, reason="before_answer") == 1
+
+
+def test_of_many_impressions_only_some_are_read_at_once(watch):
+    """However many wait, all are judged, and no look takes more than its part of them into memory."""
+    watched = watch()
+    watched.score()
+    waiting = 2 * EACH + 1
+    for _ in range(waiting):
+        watched.show(["1"])
+    watched.wait_for(1)
+    until_ms = watched.feedback.reported_before(-1)
+    assert len(watched.feedback.due(until_ms, range(PARTITIONS))) == EACH
+    assert watched.monitor().step() == waiting
+    assert metric(watched.metrics(), "srp4ctr_duplicate_items_total") == waiting - 1
+
+
+def test_an_answer_that_was_not_asked_for_is_not_read(watch):
+    """What a look costs is up to what is to be judged, not to all that is kept of the partition."""
+    watched = watch()
+    for number in range(5):
+        watched.score(request_id=f"r-{number}")
+    watched.show(["1"], request_id="r-3")
+    watched.wait_for(5)
+    (due,) = watched.feedback.due(watched.feedback.reported_before(-1), range(PARTITIONS))
+    assert due.answer.request_id == "r-3"
+    before = watched.redis.info("commandstats")["cmdstat_xrange"]["calls"]
+    watched.feedback.due(watched.feedback.reported_before(-1), [due.partition])
+    after = watched.redis.info("commandstats")["cmdstat_xrange"]["calls"]
+    assert after - before == 2
 
 
 def test_nothing_is_judged_before_its_window_is_over(watch):
@@ -185,7 +246,12 @@ def test_two_monitors_share_the_impressions(watch):
         watched.score(request_id=f"r-{number}")
         watched.show(["1"], request_id=f"r-{number}")
     watched.wait_for(5)
-    assert [watched.monitor().step(), watched.monitor().step()] == [5, 0]
+    until_ms = watched.feedback.reported_before(-1)
+    seen = watched.feedback.due(until_ms, range(PARTITIONS))
+    assert watched.monitor().step() == 5
+    # Another that had seen them before they were taken.
+    assert watched.feedback.take([(due, [0]) for due in seen]) == []
+    assert watched.monitor().step() == 0
 
 
 def test_every_process_decides_alike_which_answers_are_monitored(watch):
@@ -199,7 +265,7 @@ def test_every_process_decides_alike_which_answers_are_monitored(watch):
     watched.wait_for(kept)
     watched.monitor().step()
     assert metric(watched.metrics(), "srp4ctr_shown_items_total") == 2 * kept
-    assert metric(watched.metrics(), "srp4ctr_unmatched_impressions_total") == 0
+    assert metric(watched.metrics(), NOT_MATCHED, reason="no_answer") == 0
     bins = watched.api.get("/metrics").text
     counted = [
         sample.value
@@ -228,6 +294,7 @@ def test_forgetting_a_user_removes_what_is_monitored(watch):
     watched.wait_for(2)
     assert watched.api.delete("/users/7").json()["removed"] == 2
     assert watched.kept(watched.keys.answered) == watched.kept(watched.keys.shown) == 1
+    assert sum(watched.redis.hlen(watched.keys.answers(number)) for number in range(PARTITIONS)) == 1
 
 
 def test_a_user_who_is_asked_for_again_and_again_takes_bounded_room(watch):
@@ -252,8 +319,15 @@ def test_a_user_who_is_asked_for_again_and_again_takes_bounded_room(watch):
     assert watched.redis.memory_usage(stream) <= 16_000_000 / PARTITIONS / 2
     assert 0 < watched.redis.ttl(stream) <= 86_400
     watched.monitor().step()
-    unmatched = metric(watched.metrics(), "srp4ctr_unmatched_impressions_total")
-    assert unmatched == pushed_out()
+    assert metric(watched.metrics(), NOT_MATCHED, reason="no_answer") == pushed_out()
+    (noted,) = (
+        one for number in range(PARTITIONS) if watched.redis.exists(one := watched.keys.answers(number))
+    )
+    assert watched.redis.hlen(noted) == watched.redis.xlen(stream)
+    assert (
+        watched.redis.memory_usage(stream) + watched.redis.memory_usage(noted) <= 16_000_000 / PARTITIONS / 2
+    )
+    assert 0 < watched.redis.ttl(noted) <= 86_400
 
 
 def test_damaged_data_of_one_user_does_not_stop_the_monitor(watch):
@@ -308,6 +382,34 @@ def test_answers_are_kept_again_when_what_was_wrong_in_redis_is_mended(watch):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {b"items": b'["1"]'},
+        {b"items": b'{"1": 2}'},
+        {b"items": b"[[1], [2]]"},
+        {b"scores": b"abc"},
+        {b"at": b"today"},
+    ],
+)
+def test_a_damaged_answer_does_not_stop_the_monitor(watch, change):
+    """Its impressions are counted as unreadable and removed, and everybody else is judged."""
+    watched = watch()
+    for user_id in ("7", "8"):
+        watched.score(user_id)
+        watched.show(["1", "2"], user_id)
+    watched.wait_for(2)
+    stream, noted = watched.keys.answered(partition("8")), watched.keys.answers(partition("8"))
+    ((entry, fields),) = watched.redis.xrange(stream)
+    watched.redis.xdel(stream, entry)
+    ((name, _),) = watched.redis.hgetall(noted).items()
+    watched.redis.hset(noted, name, watched.redis.xadd(stream, fields | change))
+    assert watched.monitor().step() == 2
+    assert metric(watched.metrics(), "srp4ctr_shown_items_total") == 2
+    assert metric(watched.metrics(), "srp4ctr_unreadable_impressions_total") == 1
+    assert watched.kept(watched.keys.shown) == 0
+
+
+@pytest.mark.parametrize(
     ("change", "field"),
     [
         ({"item_ids": []}, "impressions[0].item_ids"),
@@ -345,13 +447,13 @@ def test_a_wrong_impression_is_refused_by_its_field(shared_api, change, field):
 )
 def test_an_event_is_a_click_within_the_window_and_by_the_rule(rule, after_ms, clicked):
     """Attribution: of that item, not before it was shown, and not too long after."""
-    shown = ShownItems("7", "r", 1_000_000, ["1", "2", "1"])
-    answer = MonitoredAnswer("7", "r", "v", ["2", "1"], np.array([0.25, 0.75], np.float32))
+    shown = ShownItems("7", "r", 1_000_000, ["1", "2"])
+    answer = MonitoredAnswer("7", "r", 1_000_000, "v", ["2", "1"], np.array([0.25, 0.75], np.float32))
     events = [
         RawEvent(1_000_000 + after_ms, "e", "1", {"rating": 5, "kind": "a b", "tags": ["x", "y"]}),
         RawEvent(1_000_001, "f", "3", {}),
     ]
-    judged = judge(shown, answer, events, 1000 * WINDOW_S, Clicks(rule))
+    judged = judge(shown, answer, places_of(shown, answer), events, 1000 * WINDOW_S, Clicks(rule))
     assert judged == [("v", 0.75, clicked), ("v", 0.25, False)]
 
 

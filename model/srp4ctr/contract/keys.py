@@ -53,6 +53,10 @@ class Keys:
         """Stream: a share of the answers to the partition's users, for the monitor."""
         return f"{self.namespace}:{{p{number}}}:answered"
 
+    def answers(self, number: int) -> str:
+        """Hash: of each of these answers, by user and request, its entry and the places of the candidates that were judged."""
+        return f"{self.namespace}:{{p{number}}}:answers"
+
     def shown(self, number: int) -> str:
         """Stream: what the partition's users were shown of those answers."""
         return f"{self.namespace}:{{p{number}}}:shown"

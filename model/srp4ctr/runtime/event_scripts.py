@@ -169,7 +169,8 @@ return 1
 """
 
 FORGET = """
--- KEYS history, sequence, mark of who was forgotten, three streams whose entries have the user first, states.
+-- KEYS history, sequence, mark of who was forgotten, three streams whose entries have the user first, a hash whose fields begin
+-- with the user and NUL, states.
 -- ARGV user id, seconds that the mark lives.
 -- Gives how many keys and entries were removed.
 local removed = redis.call('DEL', KEYS[1], KEYS[2])
@@ -179,7 +180,11 @@ for place = 4, 6 do
     if entry[2][2] == ARGV[1] then removed = removed + redis.call('XDEL', KEYS[place], entry[1]) end
   end
 end
-for place = 7, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
+local own = ARGV[1] .. '\\0'
+for _, field in ipairs(redis.call('HKEYS', KEYS[7])) do
+  if string.sub(field, 1, #own) == own then redis.call('HDEL', KEYS[7], field) end
+end
+for place = 8, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
 return removed
 """
 

@@ -211,6 +211,6 @@ def _behind(counted: bytes, held: bytes) -> bool:
 
 def _forget_arguments(keys: Keys, user_id: str, versions: Iterable[str]) -> tuple[list[str], list[str]]:
     number = partition(user_id)
-    streams = [keys.stream(number), keys.answered(number), keys.shown(number)]
-    own = [keys.history(user_id), keys.sequence(user_id), keys.forgotten(user_id), *streams]
+    kept = [keys.stream(number), keys.answered(number), keys.shown(number), keys.answers(number)]
+    own = [keys.history(user_id), keys.sequence(user_id), keys.forgotten(user_id), *kept]
     return [*own, *(keys.state(version, user_id) for version in versions)], [user_id, str(FORGOTTEN_S)]
