@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srp4ctr.contract.errors import ConfigError, DataError, ServiceNotReady, StoreError
-from srp4ctr.contract.http_types import EventsRequest, ScoreRequest
+from srp4ctr.contract.http_types import BatchRequest, EventsRequest, RankRequest, ScoreRequest
 from srp4ctr.runtime.settings import StoreSettings
 from srp4ctr_loadtest.freshness.publishing import publish
 from srp4ctr_loadtest.freshness.workplace import Cores, Workplace
@@ -35,8 +35,10 @@ from srp4ctr_loadtest.load.answers import Answers
 from srp4ctr_loadtest.load.checks import (
     Versions,
     WrongAnswer,
+    check_batch,
     check_events,
     check_impressions,
+    check_rank,
     check_scores,
     is_refusal,
 )
@@ -44,6 +46,7 @@ from srp4ctr_loadtest.load.open_loop import OpenLoop, Pool, open_loop
 from srp4ctr_loadtest.load.population import Population
 from srp4ctr_loadtest.load.replay import read_questions
 from srp4ctr_loadtest.load.results import Results
+from srp4ctr_loadtest.load.routes import Asked, by_routes
 from srp4ctr_loadtest.load.saturation import search
 from srp4ctr_loadtest.load.server import Use, Watch
 from srp4ctr_loadtest.load.settings import LoadSettings, read_load_settings
@@ -143,6 +146,12 @@ def right(path, request_id, content):
     }
 
 
+def requests(rank_share=0.0, batch_share=0.0, **settings):
+    """What an open loop asks, of two candidates where nothing else is said."""
+    workload = Workload(POPULATION, LoadSettings(**{"candidates": "2"} | settings), 0)
+    return by_routes(iter(workload.question, None), rank_share, batch_share, 0)
+
+
 @pytest.fixture
 def population(tmp_path):
     """A file of a few users and items."""
@@ -193,9 +202,8 @@ def test_a_service_is_started_asked_and_reported(tiny, deployment, tmp_path, cap
     """Everything is measured, each loop says which it is, users act, and the deployment's own Redis is as before."""
     before = deployment.client.dbsize(), deployment.client.info("commandstats").get("cmdstat_xadd")
     options = ["--seconds", "4", "--users", "3", "--candidates", "5,20", "--events-share", "0.5"]
+    options += ["--alone-share", "0.4", "--rank-share", "0.3", "--batch-share", "0.3"]
     options += [
-        "--alone-share",
-        "0.4",
         "--cold-share",
         "0.3",
         "--rates",
@@ -234,6 +242,7 @@ def test_a_service_is_started_asked_and_reported(tiny, deployment, tmp_path, cap
     for one in content["open_loop"]:
         assert one["loop"] == "open"
         assert one["requests"] == one["rate_rps"]
+        assert set(one["routes"]) == {"/score", "/rank", "/score/batch"}
         assert set(one["alone"]) == {"same"}
         assert 0 < one["p50_ms"] <= one["p99_ms"] <= one["p999_ms"]
     steps = [(step["rate_rps"], step["seconds"]) for step in content["saturation"]["steps"]]
@@ -611,6 +620,66 @@ def test_events_of_users_are_never_the_same() -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_requests_go_by_several_routes() -> None:
+    """Shares of the requests are as wanted, of the contract, and no question is lost; a batch has the deadline of its users."""
+    wanted = list(itertools.islice(requests(0.3, 0.2, deadline_ms=40), 1000))
+    counts = Counter(one.route for one in wanted)
+    assert counts["/rank"] == pytest.approx(300, rel=0.2)
+    assert counts["/score/batch"] == pytest.approx(200, rel=0.2)
+    assert counts.total() == 1000
+    kinds = {"/score": ScoreRequest, "/rank": RankRequest, "/score/batch": BatchRequest}
+    sent = []
+    for one in wanted:
+        request = kinds[one.route].model_validate_json(one.body)
+        assert request.deadline_ms == 40
+        users = request.requests if one.route == "/score/batch" else [request]
+        assert [(user.user_id, user.item_ids) for user in users] == [
+            (question.user_id, question.item_ids) for question in one.questions
+        ]
+        sent += one.questions
+    workload = Workload(POPULATION, LoadSettings(candidates="2", deadline_ms=40), 0)
+    assert sent == [workload.question() for _ in sent]
+    with pytest.raises(ConfigError, match="1 together"):
+        read_load_settings({"rank_share": "0.6", "batch_share": "0.6"})
+
+
+def test_wrong_rankings_and_batches_are_noticed() -> None:
+    """Items that were not asked for, another order, and an answer too few are wrong; a right ranking is told in the question's order."""
+    questions = [Question(b"", "1", ["a", "b"]), Question(b"", "2", ["c"])]
+
+    async def never(*_):
+        raise AssertionError
+
+    with server(never) as url:
+        versions = Versions(url, {})
+        ranked = right("/rank", "r", {"user_id": "1", "item_ids": ["b", "a"]})
+        ranked |= {"item_ids": ["b", "a"], "scores": [0.9, 0.2]}
+        [(_, found)] = Asked("/rank", b"", questions[:1]).check("r", orjson.dumps(ranked), versions)
+        assert found["scores"] == [0.2, 0.9]
+        for change, wrong in (
+            ({"item_ids": ["b", "c"]}, "other items"),
+            ({"item_ids": ["b", "b"]}, "other items"),
+            ({"scores": [0.2, 0.9]}, "likeliest first"),
+            ({"scores": [0.9]}, "not as many scores"),
+            ({"scores": [1.9, 0.2]}, "no probability"),
+        ):
+            with pytest.raises(WrongAnswer, match=wrong):
+                check_rank(questions[0], "r", orjson.dumps(ranked | change), versions)
+        head = {"request_id": "r", "model_version": "v1", "items_revision": None}
+        parts = [
+            right("", "r", {"user_id": one.user_id, "item_ids": one.item_ids})
+            | {"scores": [0.1 * len(one.user_id)] * len(one.item_ids)}
+            for one in questions
+        ]
+        found = Asked("/score/batch", b"", questions).check(
+            "r", orjson.dumps(head | {"answers": parts}), versions
+        )
+        assert [(one.user_id, answer["model_version"]) for one, answer in found] == [("1", "v1"), ("2", "v1")]
+        for wrong in (parts[:1], parts[::-1], None, [1, 2], [{}, {}]):
+            with pytest.raises(WrongAnswer):
+                check_batch(questions, "r", orjson.dumps(head | {"answers": wrong}), versions)
+
+
 def test_shapes() -> None:
     """Users over time, of ten at most."""
     parts = [0.0, 0.3, 0.45, 0.7, 0.99]
@@ -716,9 +785,8 @@ def test_a_service_that_hangs_is_not_waited_for_forever() -> None:
         await asyncio.to_thread(go_on.wait, 20)
         return 200, right(path, request_id, content)
 
-    workload = Workload(POPULATION, LoadSettings(candidates="2"), 0)
     with server(answer) as url:
-        pool = Pool.of(url, {}, iter(workload.question, None), timeout_s=0.5)
+        pool = Pool.of(url, {}, requests(), timeout_s=0.5)
         found = open_loop(pool, connections=2, rate=40, seconds=1)
         go_on.set()
     assert found.answers.errors() == {"no answer: timeout": 40}
@@ -767,9 +835,8 @@ def breaking_server():
 
 def test_open_loops_outlive_connections_that_break() -> None:
     """What is not answered is counted by why, the rest goes on over new connections, and as many are asked as were wanted."""
-    workload = Workload(POPULATION, LoadSettings(candidates="2"), 0)
     with breaking_server() as url:
-        pool = Pool.of(url, {}, iter(workload.question, None), timeout_s=5)
+        pool = Pool.of(url, {}, requests(), timeout_s=5)
         found = open_loop(pool, connections=4, rate=50, seconds=1)
     assert len(found.answers.ms) == 50
     assert set(found.answers.errors()) == {"no answer: connection closed"}
@@ -780,13 +847,12 @@ def test_open_loops_outlive_connections_that_break() -> None:
 def test_a_service_that_is_away_for_a_whole_rate_fails_its_requests() -> None:
     """Each request is noted as failed; connections are tried as often as requests are due, and not again and again."""
     tried = 0
-    workload = Workload(POPULATION, LoadSettings(candidates="2"), 0)
 
     async def answer(path, request_id, content):
         return 200, right(path, request_id, content)
 
     with server(answer) as url:
-        pool = Pool.of(url, {}, iter(workload.question, None), timeout_s=1)
+        pool = Pool.of(url, {}, requests(), timeout_s=1)
     # Nobody listens there any more.
     found = open_loop(pool, connections=4, rate=40, seconds=1)
     assert found.answers.errors() == {"no answer: no connection": 40}
@@ -815,13 +881,12 @@ def test_a_service_that_is_away_for_a_whole_rate_fails_its_requests() -> None:
 
 def test_a_connection_that_nobody_takes_up_is_not_waited_for_forever() -> None:
     """What is spent on connecting is of the request's own time: a host that answers nothing fails requests by it."""
-    workload = Workload(POPULATION, LoadSettings(candidates="2"), 0)
 
     async def answer(path, request_id, content):
         return 200, right(path, request_id, content)
 
     with server(answer) as url:
-        pool = Pool.of(url, {}, iter(workload.question, None), timeout_s=0.3)
+        pool = Pool.of(url, {}, requests(), timeout_s=0.3)
     with socket.socket() as listener, contextlib.ExitStack() as stack:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

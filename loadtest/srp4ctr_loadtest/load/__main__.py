@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -31,11 +32,12 @@ from srp4ctr_loadtest.load import report
 from srp4ctr_loadtest.load.alone import questions_alone
 from srp4ctr_loadtest.load.answers import Answers
 from srp4ctr_loadtest.load.closed_loop import closed_loop
-from srp4ctr_loadtest.load.open_loop import ROUTE, OpenLoop, Pool, open_loop
+from srp4ctr_loadtest.load.open_loop import OpenLoop, Pool, open_loop
 from srp4ctr_loadtest.load.place import Target, own_service
 from srp4ctr_loadtest.load.population import Population
 from srp4ctr_loadtest.load.replay import read_questions
 from srp4ctr_loadtest.load.results import Results, open_name
+from srp4ctr_loadtest.load.routes import by_routes
 from srp4ctr_loadtest.load.saturation import search
 from srp4ctr_loadtest.load.server import Watch
 from srp4ctr_loadtest.load.settings import LoadSettings, add_options, read_load_settings
@@ -92,7 +94,9 @@ def _service(settings: LoadSettings, store: StoreSettings) -> Iterator[Target]:
 def _measure(settings: LoadSettings, population: Population | None, own: Target) -> Results:
     headers = settings.headers()
     alone = questions_alone(population, settings)
-    pool = Pool.of(own.url, headers, _questions(settings, population, alone), settings.timeout_s, alone)
+    questions = _questions(settings, population, alone)
+    requests = by_routes(questions, settings.rank_share, settings.batch_share, settings.seed)
+    pool = Pool.of(own.url, headers, requests, settings.timeout_s, alone)
     watch = Watch(settings.metrics_url or f"{own.url}/metrics", headers, own.pid)
     results = Results(_about(settings, population, own, pool), settings, watch.use)
 
@@ -156,10 +160,10 @@ def _about(settings: LoadSettings, population: Population | None, own: Target, p
             f"{len(population.users):,} users (Zipf {settings.user_skew:g}) and {settings.cold_share:.0%} whom nobody knows; "
             f"{len(population.items):,} items (Zipf {settings.item_skew:g}); {_candidates(settings)}"
         )
-    users = len({question.user_id for question in pool.questions})
-    asked_open = (
-        f"POST {ROUTE} alone: {len(pool.questions):,} requests for {users:,} different users, over and over"
-    )
+    users = len({question.user_id for one in pool.asked for question in one.questions})
+    counts = Counter(one.route for one in pool.asked)
+    requests = ", ".join(f"{counts[route]:,} POST {route}" for route in sorted(counts))
+    asked_open = f"{requests}, for {users:,} different users, over and over"
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "model": f"{model['version']}, {model['state']} states, {model['items']:,} items",

@@ -4,7 +4,7 @@ import math
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
@@ -110,21 +110,61 @@ def is_refusal(name: str) -> bool:
 
 def check_scores(question: Question, request_id: str, body: bytes, versions: Versions) -> dict[str, Any]:
     """The answer to a POST /score that was answered with 200; raises WrongAnswer."""
+    return _of_one_user(question, _identified(request_id, body, versions))
+
+
+def check_rank(question: Question, request_id: str, body: bytes, versions: Versions) -> dict[str, Any]:
+    """The answer to a POST /rank of different items, all of them wanted, with `scores` in the question's order; raises WrongAnswer."""
+    answer = _identified(request_id, body, versions)
+    items, scores = answer.get("item_ids"), answer.get("scores")
+    if not isinstance(items, list) or not isinstance(scores, list) or len(scores) != len(items):
+        raise WrongAnswer(f"{WRONG}not as many scores as items")
+    if Counter(items) != Counter(question.item_ids):
+        raise WrongAnswer(f"{WRONG}other items than were asked for")
+    by_item = dict(zip(items, scores, strict=True))
+    found = _of_one_user(question, answer | {"scores": [by_item[item] for item in question.item_ids]})
+    if scores != sorted(scores, reverse=True):
+        raise WrongAnswer(f"{WRONG}not the likeliest first")
+    return found
+
+
+def check_batch(
+    questions: Sequence[Question], request_id: str, body: bytes, versions: Versions
+) -> list[dict[str, Any]]:
+    """Each user's answer of a POST /score/batch that was answered with 200, as POST /score gives it; raises WrongAnswer."""
+    whole = _identified(request_id, body, versions)
+    answers = whole.pop("answers", None)
+    if not isinstance(answers, list) or len(answers) != len(questions):
+        raise WrongAnswer(f"{WRONG}not as many answers as users")
+    if not all(isinstance(one, dict) for one in answers):
+        raise WrongAnswer(f"{WRONG}not as the contract has it")
+    return [_of_one_user(question, whole | one) for question, one in zip(questions, answers, strict=True)]
+
+
+def _identified(request_id: str, body: bytes, versions: Versions) -> dict[str, Any]:
+    """What every answer begins with, and the rest."""
     try:
         answer: dict[str, Any] = orjson.loads(body)
-        scores, told = answer["scores"], answer["request_id"]
-        version, status = str(answer["model_version"]), answer["user_state"]["status"]
-        degraded, _ = list(answer["degraded"]), answer["tier"]
+        told, version = answer["request_id"], str(answer["model_version"])
     except (ValueError, KeyError, TypeError):
         raise WrongAnswer(f"{WRONG}not as the contract has it") from None
     if told != request_id:
         raise WrongAnswer(f"{WRONG}another request's id")
+    if not versions.has_been_active(version):
+        raise WrongAnswer(f"{WRONG}a version that has not been active")
+    return answer
+
+
+def _of_one_user(question: Question, answer: dict[str, Any]) -> dict[str, Any]:
+    try:
+        scores, status = answer["scores"], answer["user_state"]["status"]
+        degraded, _ = list(answer["degraded"]), answer["tier"]
+    except (KeyError, TypeError):
+        raise WrongAnswer(f"{WRONG}not as the contract has it") from None
     if not isinstance(scores, list) or len(scores) != len(question.item_ids):
         raise WrongAnswer(f"{WRONG}not as many scores as items")
     if not all(isinstance(one, float | int) and math.isfinite(one) and 0 <= one <= 1 for one in scores):
         raise WrongAnswer(f"{WRONG}a score that is no probability")
-    if not versions.has_been_active(version):
-        raise WrongAnswer(f"{WRONG}a version that has not been active")
     if question.cold and not (status == "cold" or (status == "missing" and degraded)):
         raise WrongAnswer(f"{WRONG}a state for a user whom nobody knows")
     return answer

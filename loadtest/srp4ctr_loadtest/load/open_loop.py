@@ -13,20 +13,20 @@ from srp4ctr.contract.errors import ServiceNotReady
 from srp4ctr_loadtest.http_load import Connection, Request, connect
 from srp4ctr_loadtest.load.alone import Alone
 from srp4ctr_loadtest.load.answers import Answers
-from srp4ctr_loadtest.load.checks import NO_ANSWER, Versions, WrongAnswer, check_scores, status_problem
+from srp4ctr_loadtest.load.checks import NO_ANSWER, Versions, WrongAnswer, status_problem
+from srp4ctr_loadtest.load.routes import Asked
 from srp4ctr_loadtest.load.workload import Question, new_run
 
-ROUTE = "/score"
 DIFFERENT = 2000
 """Requests that are built before, and sent again and again."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Questions as they go over the wire to one address: what is before and behind the id that each request has of its own."""
+    """Requests as they go over the wire to one address: what is before and behind the id that each request has of its own."""
 
     url: str
-    questions: Sequence[Question]
+    asked: Sequence[Asked]
     run: str
     wire: Sequence[tuple[bytes, bytes]]
     versions: Versions
@@ -39,22 +39,22 @@ class Pool:
         cls,
         url: str,
         headers: Mapping[str, str],
-        questions: Iterator[Question],
+        requests: Iterator[Asked],
         timeout_s: float,
         alone: Sequence[Question] = (),
     ) -> "Pool":
-        """The next questions, as many as are worth building; those of `alone` are asked now."""
-        taken = list(itertools.islice(questions, DIFFERENT))
+        """The next requests, as many as are worth building; the questions of `alone` are asked now."""
+        taken = list(itertools.islice(requests, DIFFERENT))
         run = new_run()
         wire = []
-        for question in taken:
-            request = Request.post(f"{url}{ROUTE}", question.body, {**headers, "x-request-id": run})
+        for one in taken:
+            request = Request.post(f"{url}{one.route}", one.body, {**headers, "x-request-id": run})
             before, _, behind = request.wire.partition(run.encode())
             wire.append((before, behind))
         return cls(url, taken, run, wire, Versions(url, headers), Alone(url, headers, alone), timeout_s)
 
     def next_request(self, place: int) -> tuple[str, Request]:
-        """A question, under an id that no other request has."""
+        """A request of that place, under an id that no other request has."""
         before, behind = self.wire[place]
         request_id = f"open-{self.run}-{next(self.numbers)}"
         return request_id, Request(b"".join((before, request_id.encode(), behind)))
@@ -96,7 +96,7 @@ def open_loop(pool: Pool, *, connections: int, rate: float, seconds: float) -> O
     used = time.process_time() - used
     answers = Answers("open", took)
     for one in sorted(sent, key=lambda one: one.due):
-        answers.add(one.due, 1000 * one.took, ROUTE, _judge(pool, one, answers))
+        answers.add(one.due, 1000 * one.took, pool.asked[one.place].route, _judge(pool, one, answers))
     late = [1000 * (one.sent - one.due) for one in sent]
     return OpenLoop(answers, rate, used / took, float(np.percentile(late, 99)) if late else 0.0)
 
@@ -108,9 +108,8 @@ def _judge(pool: Pool, one: Sent, answers: Answers) -> str:
     if one.status != 200:
         return status_problem(one.status, one.body)
     try:
-        question = pool.questions[one.place]
-        answer = check_scores(question, one.request_id, one.body, pool.versions)
-        answers.mix.count(answer, pool.alone.check(question, answer))
+        for question, answer in pool.asked[one.place].check(one.request_id, one.body, pool.versions):
+            answers.mix.count(answer, pool.alone.check(question, answer))
     except WrongAnswer as error:
         return str(error)
     return ""

@@ -2,9 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from srp4ctr.contract.errors import ConfigError
@@ -95,6 +95,18 @@ class LoadSettings(BaseSettings):
         pattern=r"^$|^\d+(\.\d+)?(,\d+(\.\d+)?)*$",
         description="requests a second of the open loops, one after the other; empty for none",
     )
+    rank_share: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="requests of the open loops that are POST /rank; the rest is POST /score",
+    )
+    batch_share: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="requests of the open loops that are POST /score/batch, of four users each",
+    )
     rate_s: float = Field(default=10, gt=0, description="seconds of each of them")
     connections: int = Field(default=64, ge=1, description="connections of an open loop, at most")
     budget_ms: float = Field(
@@ -121,6 +133,12 @@ class LoadSettings(BaseSettings):
         if min(counts) < 1 or max(counts) > MAX_CANDIDATES or ("-" in value and counts[0] > counts[1]):
             raise ValueError(f"must be of 1 to {MAX_CANDIDATES}, the least before the most")
         return value
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.rank_share + self.batch_share > 1:
+            raise ValueError("rank_share and batch_share must be 1 together at most")
+        return self
 
     @property
     def open_rates(self) -> list[float]:
