@@ -57,7 +57,8 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
             probe_every_s=settings.redis_probe_every_ms / 1000,
         )
         cache = NearCache(settings.near_cache_users, settings.near_cache_s)
-        reads = StateReads(read_pool(settings, redis_url), limits, cache, telemetry.count_near_cache)
+        pool = read_pool(settings, redis_url)
+        reads = StateReads(pool, limits, cache, keys.forgets(), telemetry.count_near_cache)
         async with connect_async(settings, redis_url) as client:
             store = AsyncStateStore(client, keys)
             versions = Versions(settings, store, telemetry)

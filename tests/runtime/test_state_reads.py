@@ -8,11 +8,15 @@ import pytest
 import uvloop
 
 from srp4ctr.contract.errors import StateCorrupt, StoreUnavailable
+from srp4ctr.contract.events import Retention
+from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.event_store import AsyncEventStore, EventStore
 from srp4ctr.runtime.near_cache import NearCache
-from srp4ctr.runtime.redis_client import read_pool
+from srp4ctr.runtime.redis_client import connect_async, read_pool
 from srp4ctr.runtime.settings import StoreSettings
 from srp4ctr.runtime.state_reads import Limits, StateReads
 
+KEYS = Keys()
 LIMITS = Limits(read_s=5.0, connect_s=5.0, probe_every_s=0.01)
 
 
@@ -28,7 +32,7 @@ def run(redis_server, scenario, limits=LIMITS, entries=100, keep_s=60.0, by=asyn
 
     async def opened():
         cache = NearCache(entries, keep_s)
-        reads = _Counting(read_pool(StoreSettings(), redis_server.url), limits, cache)
+        reads = _Counting(read_pool(StoreSettings(), redis_server.url), limits, cache, KEYS.forgets())
         async with contextlib.aclosing(_Closing(reads)):
             return await scenario(reads)
 
@@ -147,12 +151,44 @@ def test_nothing_is_trusted_over_a_new_connection(redis_server, client):
         assert await value(reads, "a") == b"1"
         client.set("b", "1")
         assert await value(reads, "b") == b"1"
-        for one in client.client_list():
-            if one["cmd"] == "get":
-                client.client_kill(one["addr"]) if one["addr"] else client.client_kill_filter(_id=one["id"])
+        drop_reads(client)
         client.set("a", "2")
         await eventually(lambda: is_now(reads, a=b"2"))
         assert reads.last_known("b").value == b"1"
+
+    run(redis_server, scenario)
+
+
+def drop_reads(client):
+    """End the connections over which states are read."""
+    for one in client.client_list():
+        if one["cmd"] == "get":
+            client.client_kill(one["addr"]) if one["addr"] else client.client_kill_filter(_id=one["id"])
+
+
+@pytest.mark.parametrize("meanwhile", [True, False])
+def test_who_was_forgotten_is_not_the_last_known(redis_server, client, meanwhile):
+    """A state that Redis no longer tells of is dropped when a user is forgotten, or was while there was no connection."""
+    client.set("a", "1")
+    store = EventStore(client, KEYS, Retention(8))
+
+    async def is_dropped(reads):
+        return reads.last_known("a") is None
+
+    async def scenario(reads):
+        for turn in range(2):
+            assert await value(reads, "a") == b"1"
+            drop_reads(client)
+            if meanwhile:
+                store.forget("somebody", [])
+            # Over another connection.
+            assert await value(reads, f"b{turn}") is None
+            if not meanwhile:
+                assert reads.last_known("a").value == b"1"
+                async with connect_async(StoreSettings(), redis_server.url) as other:
+                    await AsyncEventStore(other, KEYS, Retention(8)).forget("somebody", 5.0)
+            await eventually(lambda: is_dropped(reads))
+            assert int(client.get(KEYS.forgets())) == turn + 1
 
     run(redis_server, scenario)
 

@@ -45,6 +45,10 @@ class Keys:
         digest = hashlib.sha256(user_id.encode()).hexdigest()
         return f"{self.namespace}:{{p{partition(user_id)}}}:f:{digest[:32]}"
 
+    def forgets(self) -> str:
+        """String, a decimal number that grows with each user who is forgotten: whoever keeps states looks whether it has."""
+        return f"{self.namespace}:forgets"
+
     def stream(self, number: int) -> str:
         """Stream: users of the partition of that number who acted and whose states are to be refreshed."""
         return f"{self.namespace}:{{p{number}}}:acted"

@@ -139,6 +139,7 @@ class EventStore:
         letters = self._keys.dead_letters()
         with store_errors():
             removed = int(cast("int", self._forget(keys=keys, args=arguments)))
+            self._client.incr(self._keys.forgets())
             removed += self._client.srem(self._keys.quarantine(), user_id)
             found: Any = self._client.xrange(letters)
             own = _of_user(found, user_id)
@@ -188,6 +189,7 @@ class AsyncEventStore:
             versions: set[bytes] = await within(limit_s, self._client.smembers(self._keys.versions()))  # type: ignore[arg-type]
             keys, arguments = _forget_arguments(self._keys, user_id, [one.decode() for one in versions])
             removed = int(await within(limit_s, self._forget(keys=keys, args=arguments)))
+            await within(limit_s, self._client.incr(self._keys.forgets()))
             aside: Any = self._client.srem(self._keys.quarantine(), user_id)
             removed += int(await within(limit_s, aside))
             letters = self._keys.dead_letters()

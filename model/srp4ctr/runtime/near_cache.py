@@ -36,6 +36,7 @@ class NearCache:
         self._entries = entries
         self._keep_s = keep_s
         self._connection = 0
+        self._doubted = False
 
     def get(self, key: str) -> Kept | None:
         """What is known to be true of the key; None where nothing is."""
@@ -76,6 +77,14 @@ class NearCache:
     def doubt(self) -> None:
         """The connection has ended: nothing that is kept is known to be true any more."""
         self._connection += 1
+        self._doubted = True
+
+    def drop_doubted(self) -> None:
+        """Forget what has been doubted and not been read again since."""
+        if self._doubted:
+            for key in [key for key, (kept, _) in self._kept.items() if kept.connection != self._connection]:
+                self._drop(key)
+            self._doubted = False
 
     def _drop(self, key: str) -> None:
         _, beside = self._kept.pop(key, (None, ""))

@@ -120,15 +120,19 @@ class StateReads:
         pool: redis.asyncio.ConnectionPool,
         limits: Limits,
         cache: NearCache,
+        forgets: str,
         count: Callable[[bool], None],
     ) -> None:
         """Connections come from `pool`, which must speak RESP 3; values are kept in `cache`.
 
+        The key `forgets` changes with each user who is forgotten: what Redis no longer tells of is then not even the last known.
         `count` is told of each read whether the cache answered it.
         """
         self._pool = pool
         self._limits = limits
         self._cache = cache
+        self._forgets_key = forgets
+        self._forgets: Any = None
         self._count = count
         self._link: _Link | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -207,6 +211,7 @@ class StateReads:
             async with asyncio.timeout(self._limits.connect_s):
                 await connection.connect()
                 self._told = await self._track(connection)
+                self._take_forgets(await self._read_forgets(connection))
         except (TimeoutError, redis.TimeoutError):
             self._opening = None
             await connection.disconnect(nowait=True)
@@ -235,12 +240,35 @@ class StateReads:
             return False
         return True
 
+    async def _read_forgets(self, connection: redis.asyncio.Connection) -> Any:
+        try:
+            await connection.send_command("GET", self._forgets_key)
+            return await connection.read_response()
+        except redis.ResponseError:
+            # It holds something else: that is as good as a change.
+            return object()
+
+    def _take_forgets(self, forgets: Any) -> None:
+        if forgets != self._forgets:
+            # Somebody was forgotten, and of those whose states are in doubt nobody was told who.
+            self._cache.drop_doubted()
+        self._forgets = forgets
+
+    def _forgets_read(self, answer: asyncio.Future[Kept]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._take_forgets(answer.result().value)
+
     def changed(self, notice: Any) -> None:
         """Redis has sent a notice: `[b"invalidate", keys]`, where no keys stand for all."""
         kind, keys = notice[0], notice[1]
         if kind == b"invalidate":
             for key in [None] if keys is None else keys:
-                self._cache.drop(None if key is None else key.decode())
+                name = None if key is None else key.decode()
+                self._cache.drop(name)
+                if name in (None, self._forgets_key):
+                    self._cache.drop_doubted()
+                    # Of a key that is not read again Redis tells once only.
+                    self._ask(self._forgets_key, self._forgets_key).add_done_callback(self._forgets_read)
 
     def replied(self, read: _Read, value: Any, beside: Any) -> None:
         """Redis has answered a read, for each of its keys."""
