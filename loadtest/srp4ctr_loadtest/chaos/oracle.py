@@ -29,6 +29,8 @@ moves a probability by up to 2e-6 in float16 and 5e-5 in int8. One more event mo
 versions whose states are float16 and by 1e-4 and more in the other, and another version moves it by 5e-2."""
 NOTICE_S = 0.1
 """Until Redis must have told each process of the service what has changed; it does so at once, and waits for nobody."""
+AWAY_S = 1.0
+"""Until a process that has lost Redis must have found it again: it tries five times a second, when it is asked."""
 CLOCK_S = 0.05
 """By which the clocks may differ that the age of a state is measured by: the service's, and the harness's."""
 ENCODING_S = 5.0
@@ -204,10 +206,11 @@ def _known_of(seen: Observation) -> str:
 
 def _known(seen: Observation) -> Iterator[tuple[int, float]]:
     """Which acknowledged step the service knew of, and by how many seconds what it knew was too old."""
+    limit_s = AWAY_S if "redis_unavailable" in seen.answer["degraded"] else NOTICE_S
     yield seen.least, 0.0
     for place in reversed(range(seen.least)):
         late_s = seen.asked_at - seen.acts.acknowledged_at[place + 1]
-        if late_s > NOTICE_S:
+        if late_s > limit_s:
             return
         yield place, late_s
 

@@ -20,7 +20,7 @@ from srp4ctr_loadtest.chaos.turns import Turns
 CONNECTIONS = 16
 ACTS = 0.3
 """Of all requests, those that tell what users did."""
-FORGETS = 0.005
+FORGETS = 0.01
 """Of all requests, those that want a user forgotten."""
 BATCHES = 0.2
 """Of the questions, those about several users at a time."""
@@ -191,7 +191,7 @@ class Traffic:
 
     async def _forget(self, client: httpx.AsyncClient) -> None:
         """Somebody who has nothing under way is forgotten, and asked about at once."""
-        one = self.acts[int(self.random.integers(len(self.acts)))]
+        (one,) = self._some(1, 1)
         if one.busy:
             return
         one.busy = True
