@@ -20,7 +20,7 @@ from srp4ctr.runtime.event_store import AsyncEventStore, EventStore, History
 from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
 from srp4ctr.runtime.redis_client import connect_async
 from srp4ctr.runtime.settings import StoreSettings
-from srp4ctr.runtime.state_store import Active, StateStore
+from srp4ctr.runtime.state_store import Progress, StateStore
 from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.aftermath import examine, snapshot
 from srp4ctr_loadtest.chaos.jobs import Jobs
@@ -30,7 +30,7 @@ from srp4ctr_loadtest.chaos.place import Place
 from srp4ctr_loadtest.chaos.tellings import Tellings, wrong_outcomes
 from srp4ctr_loadtest.chaos.traffic import Observation
 from srp4ctr_loadtest.chaos.turns import FOLLOW_S, Absence, Turns
-from srp4ctr_loadtest.chaos.versions import VERSIONS
+from srp4ctr_loadtest.chaos.versions import VERSIONS, Trained
 
 USER = "someone"
 KEEP = 128
@@ -422,11 +422,22 @@ def test_what_else_is_left_is_noticed(world):
     assert world.found(previous="another") == {"wrong_counts": 1, "dead_letters": 1, "wrong_pointer": 1}
 
 
-def test_a_job_that_leaves_another_version_active_is_noticed(world):
-    """A rollback that was run twice, and so went forward again, counts as a failure of that job."""
-    jobs = Jobs(world.place, None, Turns([]), active=world.version, previous="another")
-    jobs.check("rollback", Active(world.version, "", "another", 0))
-    assert not jobs.failures
-    jobs.check("rollback", Active("another", "", world.version, 0))
-    (failure,) = jobs.failures
-    assert failure.startswith(f"rollback: left another after {world.version} active")
+def test_what_a_job_leaves_is_noticed(world):
+    """Another active version than was switched to, a rollback that went forward again, and states that were to be removed."""
+    trained = Trained(Path(), {world.version: world.bundle, "old": world.bundle}, {})
+
+    def failures(kind, **switched):
+        jobs = Jobs(world.place, trained, Turns([]), **switched)
+        jobs.check(kind, world.states)
+        return list(jobs.failures)
+
+    right = {"active": world.version, "previous": None}
+    assert failures("prune", **right) == failures("rollback", **right) == []
+    (failure,) = failures("rollback", active="another", previous=world.version)
+    assert failure == f"rollback: left {world.version} after None, and not another after {world.version}"
+    (packed,) = world.states.get_many(world.version, [USER])
+    world.states.put_many("old", [(USER, packed)])
+    assert failures("prune", **right) == ["prune: left old"]
+    world.states.drop("old")
+    world.states.note_progress("begun", Progress("", "", 0))
+    assert (failures("prune", **right), failures("publish", **right)) == (["prune: left begun"], [])

@@ -1,7 +1,7 @@
 """`make chaos`: kill -9 of everything at random moments under load, while every answer is checked against an offline oracle.
 
 Real processes by the commands that a person types: a redis-server, `srp4ctr serve`, two `srp4ctr refresh`, and `srp4ctr
-publish`, `activate` and `rollback` of small versions in turns. Users are scored and act; each event is sent until it is acknowledged.
+publish`, `activate`, `rollback` and `versions --prune` of small versions in turns. Users are scored and act; each event is sent until it is acknowledged.
 Afterwards every acknowledged event must be there once, in its user's history and in the user's states. Works below
 var/chaos, where the versions stay that the first run trains. Prints a table for people, then one JSON line; exit code 1
 where an answer was wrong or mixed, an event was lost or counted twice, or a job that was cut off did not complete.

@@ -1,25 +1,27 @@
-"""publish, activate and rollback, again and again, each run until it completes however often it is cut off."""
+"""publish, activate, rollback and prune, again and again, each run until it completes however often it is cut off."""
 
 import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import psutil
 
 from srp4ctr.contract.errors import ServiceNotReady, StoreUnavailable
 from srp4ctr.runtime.serving import COMMAND
-from srp4ctr.runtime.state_store import Active, StateStore
+from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_loadtest.chaos.place import Place
 from srp4ctr_loadtest.chaos.turns import Turns
 from srp4ctr_loadtest.chaos.versions import Trained
 
-Kind = Literal["publish", "activate", "rollback"]
-ROUND: tuple[Kind, ...] = ("publish", "activate", "rollback", "rollback")
-"""What is done with each version: the second rollback goes forward to it again."""
+Kind = Literal["publish", "activate", "rollback", "prune"]
+ROUND: tuple[Kind, ...] = ("publish", "activate", "rollback", "rollback", "prune")
+"""What is done with each version: the second rollback goes forward to it again, and a third version is then removed."""
+SWITCHES: tuple[Kind, ...] = ("activate", "rollback")
+T = TypeVar("T")
 POLL_S = 0.002
 RUN_LIMIT_S = 300.0
 """A run that takes longer hangs."""
@@ -98,12 +100,14 @@ class Jobs:
     """That which the last activation or rollback to complete has switched to."""
     previous: str | None = None
     """That which was active before it."""
+    published: set[str] = field(default_factory=set)
+    """Versions that may be activated."""
     completed: int = 0
     reruns: int = 0
     """Jobs that were cut off, by a kill or because Redis was away, and were run again."""
     reruns_completed: int = 0
     failures: Counter[str] = field(default_factory=Counter)
-    """Errors that runs ended in, though they were not killed and Redis was there, and versions that jobs left active wrongly."""
+    """Errors that runs ended in, though they were not killed and Redis was there, and what jobs left that should not be."""
     _run: Run | None = None
     """The one that was begun last."""
     _begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -113,8 +117,10 @@ class Jobs:
     async def set_up(self, versions: Sequence[str]) -> None:
         """Publish them all and activate the first, after the second, undisturbed; raises ServiceNotReady."""
         first, second = versions[:2]
-        jobs: list[tuple[Kind, str]] = [("publish", version) for version in versions]
-        for kind, version in [*jobs, ("activate", first), ("activate", second), ("rollback", first)]:
+        publish: list[tuple[Kind, str]] = [("publish", version) for version in versions]
+        switch: list[tuple[Kind, str]] = [("activate", first), ("activate", second), ("rollback", first)]
+        # What is removed is published again, so that all versions are there.
+        for kind, version in [*publish, *switch, ("prune", first), *publish[2:]]:
             run = await self._start(kind, version)
             outcome = asyncio.create_task(run.outcome())
             await run.connected()
@@ -123,8 +129,7 @@ class Jobs:
             if code:
                 raise ServiceNotReady(f"srp4ctr {kind} {version} ended with {code}: {said}")
             self.took[kind] = Took(connected - run.began, time.monotonic() - connected)
-            if kind != "publish":
-                self._switched(version)
+            self._completed(kind, version)
 
     async def go_on(self, versions: Sequence[str]) -> None:
         """Rounds with the version that follows the active one, until stopped; a job that somebody waits for comes first."""
@@ -133,6 +138,8 @@ class Jobs:
             kind: Kind = next(rounds) if self._awaited is None else self._awaited
             assert self.active is not None
             following = versions[(versions.index(self.active) + 1) % len(versions)]
+            if kind == "activate" and following not in self.published:
+                kind = "publish"
             await self._complete(kind, following)
 
     def stop(self) -> None:
@@ -154,61 +161,69 @@ class Jobs:
             version = self.previous
         for attempt in range(MAX_RUNS):
             # A rollback that was cut off may have switched, and another would go forward again.
-            switched = kind == "rollback" and attempt > 0 and (await self._pointer()).version == version
+            switched = kind == "rollback" and attempt > 0 and await self._redis_says(_active) == version
             run = await self._start("activate" if switched else kind, version)
             code, said = await run.outcome()
             if code == 0:
                 self.completed += 1
                 self.reruns_completed += attempt > 0
-                if kind != "publish":
-                    self._switched(version)
-                    self.check(kind, await self._pointer())
+                self._completed(kind, version)
+                await self._redis_says(lambda store: self.check(kind, store))
                 return
             if not (run.killed or REDIS_AWAY in said):
                 self.failures[f"{kind}: {said}"] += 1
             self.reruns += attempt == 0
 
-    def check(self, kind: Kind, found: Active) -> None:
-        """Count it as a failure where a job has left another version active than it should, or before the active one."""
-        if (found.version, found.previous) != (self.active, self.previous):
-            wanted = f"{self.active} after {self.previous}"
+    def check(self, kind: Kind, store: StateStore) -> None:
+        """Count it as a failure where a job has left another version active, or before the active one, or states to be removed."""
+        active = store.active()
+        found = (None, None) if active is None else (active.version, active.previous)
+        wanted = self.active, self.previous
+        known = set(store.versions())
+        others = sorted({*known, *self.trained.bundles}.difference(wanted)) if kind == "prune" else ()
+        left = [one for one in others if one in known or next(store.users(one), None) is not None]
+        if found != wanted:
             self.failures[
-                f"{kind}: left {found.version} after {found.previous} active, and not {wanted}"
+                f"{kind}: left {found[0]} after {found[1]}, and not {wanted[0]} after {wanted[1]}"
             ] += 1
+        if left:
+            self.failures[f"{kind}: left {', '.join(left)}"] += 1
 
-    async def _pointer(self) -> Active:
-        """Waits until Redis is there."""
+    async def _redis_says(self, question: Callable[[StateStore], T]) -> T:
+        """Asks until Redis is there."""
         while True:
             try:
-                found = await asyncio.to_thread(self._active)
+                return await asyncio.to_thread(self._ask, question)
             except StoreUnavailable:
                 await asyncio.sleep(LOOK_AGAIN_S)
-            else:
-                # It was there once, and Redis keeps what it has.
-                return found or Active("no version", "", None, 0)
 
-    def _active(self) -> Active | None:
+    def _ask(self, question: Callable[[StateStore], T]) -> T:
         with self.place.client() as client:
-            return StateStore(client, self.place.keys).active()
+            return question(StateStore(client, self.place.keys))
 
-    def _switched(self, version: str) -> None:
-        if version != self.active:
-            self.active, self.previous = version, self.active
-        self.turns.complete(version, time.monotonic())
+    def _completed(self, kind: Kind, version: str) -> None:
+        if kind == "publish":
+            self.published.add(version)
+        if kind in SWITCHES:
+            if version != self.active:
+                self.active, self.previous = version, self.active
+            self.turns.complete(version, time.monotonic())
 
     async def _start(self, kind: Kind, version: str) -> Run:
         """Of a rollback, the version is that which it should go back to."""
-        if kind != "publish":
+        if kind in SWITCHES:
             self.turns.begin(version, time.monotonic())
+        if kind == "prune":
+            self.published &= {one for one in (self.active, self.previous) if one}
         arguments = {
-            "publish": [version, "--threads", "1", "--run", str(self.trained.runs[version])],
-            "activate": [version, "--no-gate"],
-            "rollback": [],
+            "publish": ["publish", version, "--threads", "1", "--run", str(self.trained.runs[version])],
+            "activate": ["activate", version, "--no-gate"],
+            "rollback": ["rollback"],
+            "prune": ["versions", "--prune"],
         }
         with self.place.log(kind) as log:
             process = await asyncio.create_subprocess_exec(
                 *COMMAND,
-                kind,
                 *arguments[kind],
                 env=self.place.environment(),
                 stdout=log,
@@ -219,3 +234,8 @@ class Jobs:
         self._begun.set()
         self._begun.clear()
         return self._run
+
+
+def _active(store: StateStore) -> str | None:
+    active = store.active()
+    return None if active is None else active.version
