@@ -1,7 +1,7 @@
 """`make chaos`: kill -9 of everything at random moments under load, while every answer is checked against an offline oracle.
 
 Real processes by the commands that a person types: a redis-server, `srp4ctr serve`, two `srp4ctr refresh`, and `srp4ctr
-publish`, `activate`, `rollback` and `versions --prune` of small versions in turns. Users are scored and act; each event is sent until it is acknowledged.
+publish`, `activate`, `rollback`, `versions --prune` and `items` of small versions in turns. Users are scored and act; each event is sent until it is acknowledged.
 Afterwards every acknowledged event must be there once, in its user's history and in the user's states. Works below
 var/chaos, where the versions stay that the first run trains. Prints a table for people, then one JSON line; exit code 1
 where an answer was wrong or mixed, an event was lost or counted twice, or a job that was cut off did not complete.
@@ -21,6 +21,7 @@ from srp4ctr.contract.events import RawEvent
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.aftermath import examine, snapshot, wait_for_workers
+from srp4ctr_loadtest.chaos.catalogues import Catalogues
 from srp4ctr_loadtest.chaos.jobs import Jobs
 from srp4ctr_loadtest.chaos.kills import TARGETS, Killer
 from srp4ctr_loadtest.chaos.oracle import Oracle
@@ -29,7 +30,7 @@ from srp4ctr_loadtest.chaos.processes import System
 from srp4ctr_loadtest.chaos.report import Answers, Report
 from srp4ctr_loadtest.chaos.traffic import Traffic
 from srp4ctr_loadtest.chaos.turns import Turns
-from srp4ctr_loadtest.chaos.versions import Trained
+from srp4ctr_loadtest.chaos.versions import Trained, extra_tables
 
 NEW_USERS = 20
 """Of whom no snapshot knows."""
@@ -44,10 +45,11 @@ async def run(trained: Trained, place: Place, arguments: argparse.Namespace) -> 
     async with System.running(place, arguments.appendfsync, arguments.workers, random) as system:
         await system.redis_answers(place)
         turns = Turns(system.redis.absences)
-        jobs = Jobs(place, trained, turns)
+        catalogues = Catalogues(trained.bundles, system.redis.absences)
+        jobs = Jobs(place, trained, extra_tables(trained.folder), catalogues, turns)
         await jobs.set_up(versions)
         with place.client() as client:
-            oracle = Oracle(trained.bundles, snapshot(client, place, versions))
+            oracle = Oracle(trained.bundles, snapshot(client, place, versions), catalogues)
         await system.service_ready()
         items = trained.bundles[versions[0]].items.index.ids[1:]
         keep = place.settings.history_events

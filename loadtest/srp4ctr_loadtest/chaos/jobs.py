@@ -1,4 +1,4 @@
-"""publish, activate, rollback and prune, again and again, each run until it completes however often it is cut off."""
+"""publish, activate, rollback, prune and items, again and again, each run until it completes however often it is cut off."""
 
 import asyncio
 import itertools
@@ -6,19 +6,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import psutil
 
-from srp4ctr.contract.errors import ServiceNotReady, StoreUnavailable
+from srp4ctr.contract.errors import BundleError, ServiceNotReady, StoreUnavailable
+from srp4ctr.runtime.bundle import open_revision
 from srp4ctr.runtime.serving import COMMAND
 from srp4ctr.runtime.state_store import StateStore
+from srp4ctr_loadtest.chaos.catalogues import OWN, Catalogues
 from srp4ctr_loadtest.chaos.place import Place
 from srp4ctr_loadtest.chaos.turns import Turns
-from srp4ctr_loadtest.chaos.versions import Trained
+from srp4ctr_loadtest.chaos.versions import EXTRA, Trained
 
-Kind = Literal["publish", "activate", "rollback", "prune"]
-ROUND: tuple[Kind, ...] = ("publish", "activate", "rollback", "rollback", "prune")
+Kind = Literal["publish", "activate", "rollback", "prune", "items"]
+ROUND: tuple[Kind, ...] = ("publish", "activate", "items", "rollback", "rollback", "prune")
 """What is done with each version: the second rollback goes forward to it again, and a third version is then removed."""
 SWITCHES: tuple[Kind, ...] = ("activate", "rollback")
 T = TypeVar("T")
@@ -93,6 +97,9 @@ class Jobs:
 
     place: Place
     trained: Trained
+    tables: Sequence[Path]
+    """Of items to add."""
+    catalogues: Catalogues
     turns: Turns
     """Of the versions that runs have begun to activate, or have activated."""
     took: dict[Kind, Took] = field(default_factory=dict)
@@ -112,6 +119,7 @@ class Jobs:
     """The one that was begun last."""
     _begun: asyncio.Event = field(default_factory=asyncio.Event)
     _awaited: Kind | None = None
+    _table: int = 0
     _stopping: bool = False
 
     async def set_up(self, versions: Sequence[str]) -> None:
@@ -120,7 +128,7 @@ class Jobs:
         publish: list[tuple[Kind, str]] = [("publish", version) for version in versions]
         switch: list[tuple[Kind, str]] = [("activate", first), ("activate", second), ("rollback", first)]
         # What is removed is published again, so that all versions are there.
-        for kind, version in [*publish, *switch, ("prune", first), *publish[2:]]:
+        for kind, version in [*publish, *switch, ("prune", first), *publish[2:], ("items", first)]:
             run = await self._start(kind, version)
             outcome = asyncio.create_task(run.outcome())
             await run.connected()
@@ -130,6 +138,7 @@ class Jobs:
                 raise ServiceNotReady(f"srp4ctr {kind} {version} ended with {code}: {said}")
             self.took[kind] = Took(connected - run.began, time.monotonic() - connected)
             self._completed(kind, version)
+            await self._redis_says(partial(self.check, kind))
 
     async def go_on(self, versions: Sequence[str]) -> None:
         """Rounds with the version that follows the active one, until stopped; a job that somebody waits for comes first."""
@@ -140,7 +149,7 @@ class Jobs:
             following = versions[(versions.index(self.active) + 1) % len(versions)]
             if kind == "activate" and following not in self.published:
                 kind = "publish"
-            await self._complete(kind, following)
+            await self._complete(kind, self.active if kind == "items" else following)
 
     def stop(self) -> None:
         """End when the present job has completed."""
@@ -159,6 +168,8 @@ class Jobs:
         if kind == "rollback":
             assert self.previous is not None
             version = self.previous
+        if kind == "items":
+            self._table = (self._table + 1) % len(self.tables)
         for attempt in range(MAX_RUNS):
             # A rollback that was cut off may have switched, and another would go forward again.
             switched = kind == "rollback" and attempt > 0 and await self._redis_says(_active) == version
@@ -168,7 +179,7 @@ class Jobs:
                 self.completed += 1
                 self.reruns_completed += attempt > 0
                 self._completed(kind, version)
-                await self._redis_says(lambda store: self.check(kind, store))
+                await self._redis_says(partial(self.check, kind))
                 return
             if not (run.killed or REDIS_AWAY in said):
                 self.failures[f"{kind}: {said}"] += 1
@@ -186,8 +197,24 @@ class Jobs:
             self.failures[
                 f"{kind}: left {found[0]} after {found[1]}, and not {wanted[0]} after {wanted[1]}"
             ] += 1
+        if kind == "items":
+            self._take_items(store)
         if left:
             self.failures[f"{kind}: left {', '.join(left)}"] += 1
+
+    def _take_items(self, store: StateStore) -> None:
+        assert self.active is not None
+        bundle, made_of = self.trained.bundles[self.active], self.tables[self._table].name
+        revision = store.items_revision(self.active)
+        try:
+            items = open_revision(bundle, revision).items
+        except BundleError as error:
+            self.failures[f"items: {error}"] += 1
+            return
+        if not items.rows(EXTRA).all():
+            self.failures[f"items: {made_of} is not what is in use"] += 1
+            return
+        self.catalogues.complete(self.active, made_of, time.monotonic(), revision, items)
 
     async def _redis_says(self, question: Callable[[StateStore], T]) -> T:
         """Asks until Redis is there."""
@@ -204,6 +231,10 @@ class Jobs:
     def _completed(self, kind: Kind, version: str) -> None:
         if kind == "publish":
             self.published.add(version)
+        if kind == "prune":
+            for one in set(self.trained.bundles) - {self.active, self.previous}:
+                own = self.trained.bundles[one].items
+                self.catalogues.complete(one, OWN, time.monotonic(), None, own)
         if kind in SWITCHES:
             if version != self.active:
                 self.active, self.previous = version, self.active
@@ -213,13 +244,20 @@ class Jobs:
         """Of a rollback, the version is that which it should go back to."""
         if kind in SWITCHES:
             self.turns.begin(version, time.monotonic())
+        if kind == "items":
+            self.catalogues.begin(version, self.tables[self._table].name, time.monotonic())
         if kind == "prune":
+            # The pointers to their items go with their states.
+            for one in set(self.trained.bundles) - {self.active, self.previous}:
+                self.catalogues.begin(one, OWN, time.monotonic())
             self.published &= {one for one in (self.active, self.previous) if one}
         arguments = {
             "publish": ["publish", version, "--threads", "1", "--run", str(self.trained.runs[version])],
-            "activate": ["activate", version, "--no-gate"],
+            # Every version is to be activated, whatever items the active one has been given.
+            "activate": ["activate", version, "--no-gate", "--leave-items"],
             "rollback": ["rollback"],
             "prune": ["versions", "--prune"],
+            "items": ["items", version, str(self.tables[self._table].absolute())],
         }
         with self.place.log(kind) as log:
             process = await asyncio.create_subprocess_exec(

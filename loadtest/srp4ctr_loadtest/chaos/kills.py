@@ -12,7 +12,7 @@ import numpy as np
 from srp4ctr_loadtest.chaos.jobs import Jobs, Kind
 from srp4ctr_loadtest.chaos.processes import System
 
-Target = Literal["publish", "activate", "rollback", "prune", "refresh", "service", "redis"]
+Target = Literal["publish", "activate", "rollback", "prune", "items", "refresh", "service", "redis"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 BEFORE = 0.25
 """Of the kills of jobs, those before the job has a connection to Redis: it can do no harm then."""
@@ -35,7 +35,7 @@ class Killer:
         for number, place in enumerate(self._random.permutation(count), 1):
             await asyncio.sleep(self._random.exponential(gap_s))
             target = in_turn[place]
-            if target in ("publish", "activate", "rollback", "prune"):
+            if target in ("publish", "activate", "rollback", "prune", "items"):
                 pid = await self._kill_job(target)
             else:
                 pid = await self._kill_process(target)

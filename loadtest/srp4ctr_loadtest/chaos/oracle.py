@@ -15,9 +15,10 @@ from srp4ctr.contract.transforms import CONTEXT
 from srp4ctr.runtime.bundle import Bundle
 from srp4ctr.runtime.event_store import History
 from srp4ctr.runtime.history_encoder import HistoryEncoder
-from srp4ctr.runtime.items import Vectors
+from srp4ctr.runtime.items import ItemTable, Vectors
 from srp4ctr.runtime.sessions import OnnxScorer
 from srp4ctr_loadtest.chaos.acts import Acts, Step
+from srp4ctr_loadtest.chaos.catalogues import Catalogues
 from srp4ctr_loadtest.chaos.traffic import Observation
 from srp4ctr_loadtest.chaos.turns import FOLLOW_S
 
@@ -97,9 +98,10 @@ class Model:
         """Whether the user was in the snapshot."""
         return user_id in self._states
 
-    def vectors(self, item_ids: Sequence[str]) -> Vectors:
-        """What a scorer takes of the items."""
-        return self.bundle.items.vectors[self.bundle.items.rows(item_ids)]
+    def vectors(self, item_ids: Sequence[str], items: ItemTable | None = None) -> Vectors:
+        """What a scorer takes of the items; of the bundle's own, where no others are given."""
+        items = items or self.bundle.items
+        return items.vectors[items.rows(item_ids)]
 
     def score(self, state: UserState, vectors: Vectors, context: Mapping[str, object]) -> Scores:
         """Probabilities in that context."""
@@ -110,9 +112,9 @@ class Model:
         """Whether two arrays of its probabilities are the same but for rounding."""
         return scores.shape == expected.shape and bool(np.abs(scores - expected).max() <= self._tolerance)
 
-    def fits(self, items: "Model", states: "Model") -> bool:
+    def fits(self, items: ItemTable, states: "Model") -> bool:
         """Whether its scorer could run with the items and the states of others."""
-        widths = {one.bundle.items.vectors.shape[1] for one in (self, items)}
+        widths = {one.vectors.shape[1] for one in (self.bundle.items, items)}
         return len(widths) == 1 and self.bundle.manifest.state == states.bundle.manifest.state
 
     def decode(self, data: bytes) -> UserState:
@@ -134,8 +136,12 @@ class Model:
 class Oracle:
     """Judges answers, and knows what states should be."""
 
-    def __init__(self, bundles: Mapping[str, Bundle], snapshot: Snapshot) -> None:
+    def __init__(
+        self, bundles: Mapping[str, Bundle], snapshot: Snapshot, catalogues: Catalogues | None = None
+    ) -> None:
+        """Without `catalogues`, the bundles' own items are all there are."""
         self.snapshot = snapshot
+        self._catalogues = catalogues or Catalogues(bundles, [])
         self.models = {version: Model(bundle, snapshot) for version, bundle in bundles.items()}
 
     def judge(self, seen: Observation) -> Verdict:
@@ -144,16 +150,26 @@ class Oracle:
             return Verdict("wrong", f"{seen.model_version} cannot have been active")
         if seen.left_s > FOLLOW_S:
             return Verdict("wrong", f"{seen.model_version} had been left for {seen.left_s:.1f} s")
-        model = self.models[seen.model_version]
+        revision = seen.model_version, seen.items_revision
+        left_s = self._catalogues.left_s(*revision, seen.asked_at, seen.answered_at)
+        if left_s is None or left_s > FOLLOW_S:
+            known = "cannot have been in use" if left_s is None else f"had been left for {left_s:.1f} s"
+            return Verdict("wrong", f"the items {seen.items_revision} of {seen.model_version} {known}")
+        return self._judge(seen, self.models[seen.model_version], self._catalogues.tables[revision])
+
+    def _judge(self, seen: Observation, model: Model, items: ItemTable) -> Verdict:
         scores = np.array(seen.answer["scores"], np.float32)
         if seen.answer["tier"] == "prior":
-            items = model.bundle.items
             right = model.same(scores, items.prior[items.rows(seen.item_ids)])
             return Verdict("right") if right else Verdict("wrong", "these are not the items' click rates")
+        unknown = np.flatnonzero(items.rows(seen.item_ids) == 0).tolist()
+        if seen.answer["unknown_items"] != unknown:
+            said = seen.answer["unknown_items"]
+            return Verdict("wrong", f"the items at {unknown} are unknown, and said to be those at {said}")
         why = _impossible(seen)
         if why is not None:
             return Verdict("wrong", why)
-        vectors = model.vectors(seen.item_ids)
+        vectors = model.vectors(seen.item_ids, items)
         for cautious in (False, True):
             for least, late_s in _known(seen):
                 for state in _states(model, seen, least, cautious=cautious):
@@ -165,14 +181,20 @@ class Oracle:
 
     def _source(self, seen: Observation, scores: Scores) -> Verdict:
         """What gives these scores: parts of several versions, a state that it may not be of, or nothing known."""
-        for scorer, items, states in product(self.models.values(), repeat=3):
+        models, tables = self.models.values(), self._catalogues.tables.items()
+        for scorer, ((version, revision), items), states in product(models, tables, models):
             if not scorer.fits(items, states):
                 continue
-            vectors = items.vectors(seen.item_ids)
+            vectors = scorer.vectors(seen.item_ids, items)
             for place in reversed(range(seen.most + 1)):
                 if scorer.same(scores, scorer.score(states.state(seen.acts, place), vectors, seen.context)):
-                    used = f"scorer {scorer.version}, items {items.version}, state {states.version} of step {place}"
-                    whole = {scorer.version, items.version, states.version} == {seen.model_version}
+                    used = f"scorer {scorer.version}, items {revision} of {version}, state {states.version} of step {place}"
+                    named = {seen.model_version}
+                    whole = {
+                        scorer.version,
+                        version,
+                        states.version,
+                    } == named and revision == seen.items_revision
                     return Verdict("wrong" if whole else "mixed", f"it comes of {used}; {_known_of(seen)}")
         return Verdict("wrong", f"nothing known gives these scores; {_known_of(seen)}")
 

@@ -16,6 +16,7 @@ from srp4ctr.runtime.event_store import Outcome
 from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.tellings import Tellings, body, wrong_outcomes
 from srp4ctr_loadtest.chaos.turns import Turns
+from srp4ctr_loadtest.chaos.versions import EXTRA
 
 CONNECTIONS = 16
 ACTS = 0.3
@@ -26,7 +27,7 @@ BATCHES = 0.2
 """Of the questions, those about several users at a time."""
 MOST_USERS = 4
 """Of a batch, and of events that are sent together."""
-CANDIDATES = 20
+CANDIDATES, EXTRA_CANDIDATES = 20, 2
 DEADLINE_MS = 5000
 TIMEOUT_S = 20.0
 RETRY_S = 0.1
@@ -50,6 +51,7 @@ class Observation:
     most: int
     left_s: float | None
     model_version: str
+    items_revision: str | None
     answer: Mapping[str, Any]
 
 
@@ -125,10 +127,13 @@ class Traffic:
 
     async def _ask(self, client: httpx.AsyncClient, users: Sequence[Acts]) -> bool:
         """Ask about these users, and note what is answered; False where nothing is."""
-        asked = [
+        asked: list[dict[str, Any]] = [
             {
                 "user_id": one.user_id,
-                "item_ids": self.random.choice(self.items, CANDIDATES).tolist(),
+                "item_ids": [
+                    *self.random.choice(self.items, CANDIDATES).tolist(),
+                    *self.random.choice(EXTRA, EXTRA_CANDIDATES).tolist(),
+                ],
                 "context": {
                     "hour": int(self.random.integers(HOURS)),
                     "device": str(self.random.choice(DEVICES)),
@@ -161,6 +166,7 @@ class Traffic:
                     most=len(one.steps) - 1,
                     left_s=left_s,
                     model_version=version,
+                    items_revision=answer["items_revision"],
                     answer=own,
                 )
             )

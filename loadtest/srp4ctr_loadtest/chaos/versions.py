@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import polars as pl
+
 from srp4ctr.contract.errors import BundleError, ServiceNotReady
 from srp4ctr.runtime.bundle import Bundle, find_bundle
 from srp4ctr.runtime.serving import COMMAND
@@ -15,6 +17,7 @@ from srp4ctr_loadtest.chaos.place import environment
 
 NAME = "chaos"
 VERSIONS = "versions.json"
+DATA_SET = "data"
 DATA = ("--users", "400", "--items", "120", "--rows-per-user", "25", "--seed", "5", "--ctr", "0.25")
 CONFIG = """\
 name = "{name}"
@@ -52,6 +55,9 @@ context_features = [
 rule = "column"
 """
 TOKENS = "layers = 1, query_tokens = 4, recent_events = 4"
+EXTRA = tuple(f"extra-{number}" for number in range(5))
+"""Items that training knew nothing of, which `srp4ctr items` adds, now with the attributes of some and now with those of others."""
+TABLES = 2
 STATES = (TOKENS, TOKENS, 'layers = 2, state = "sequence", state_dtype = "int8"')
 """Of the versions: two of one kind that only their weights tell apart, and one of the other kind."""
 
@@ -80,10 +86,20 @@ class Trained:
         return cls(folder, bundles, {version: folder / run for version, run in runs.items()})
 
 
+def extra_tables(folder: Path) -> list[Path]:
+    """Tables of the extra items, made of the first items of the data set in that folder."""
+    items = pl.read_parquet(folder / DATA_SET / "items.parquet")
+    tables = [folder / f"extra-{number}.parquet" for number in range(TABLES)]
+    for number, table in enumerate(tables):
+        others = items.slice(number * len(EXTRA), len(EXTRA))
+        others.with_columns(pl.Series("item_id", EXTRA)).write_parquet(table)
+    return tables
+
+
 def _train(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.absolute()
-    data, run = folder / "data", Path("runs", NAME)
+    data, run = folder / DATA_SET, Path("runs", NAME)
     _run(folder, ["data", "synthetic", *DATA, "--out", str(data)])
     runs = {}
     for place, state in enumerate(STATES):
