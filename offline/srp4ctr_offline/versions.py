@@ -96,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"removed {states:,} states of {one.name}")
             if dropped := drop_revisions(settings.bundles_dir, one.name):
                 print(f"removed {dropped:,} revisions of the item table of {one.name}")
+            store.strike(one.name)
         listed = versions(store, settings.bundles_dir)
     if not listed:
         print("there are no versions; make one with: srp4ctr export")

@@ -9,6 +9,7 @@ import pytest
 
 from srp4ctr.contract.events import RawEvent, Retention, pack_event
 from srp4ctr.contract.state import encode_state
+from srp4ctr.runtime.bundle import revisions_folder
 from srp4ctr.runtime.event_store import AsyncEventStore, EventStore, History
 from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
 from srp4ctr.runtime.redis_client import connect_async
@@ -198,9 +199,9 @@ def test_what_else_is_left_is_noticed(world):
     assert world.found(previous="another") == {"wrong_counts": 1, "dead_letters": 1, "wrong_pointer": 1}
 
 
-def test_what_a_job_leaves_is_noticed(world):
+def test_what_a_job_leaves_is_noticed(world, tmp_path):
     """Another active version than was switched to, a rollback that went forward again, and states that were to be removed."""
-    trained = Trained(Path(), {world.version: world.bundle, "old": world.bundle}, {})
+    trained = Trained(tmp_path, {world.version: world.bundle, "old": world.bundle}, {})
 
     def failures(kind, **switched):
         jobs = Jobs(world.place, trained, [], Catalogues(trained.bundles, []), Turns([]), **switched)
@@ -215,5 +216,9 @@ def test_what_a_job_leaves_is_noticed(world):
     world.states.put_many("old", [(world.doings.user, packed)])
     assert failures("prune", **right) == ["prune: left old"]
     world.states.drop("old")
+    revisions = revisions_folder(tmp_path / "bundles", "old")
+    revisions.mkdir(parents=True)
+    assert failures("prune", **right) == ["prune: left old"]
+    revisions.rmdir()
     world.states.note_progress("begun", Progress("", "", 0))
     assert (failures("prune", **right), failures("publish", **right)) == (["prune: left begun"], [])

@@ -219,3 +219,15 @@ def test_pruned_versions_lose_their_revisions(shop, capsys) -> None:
     assert not shop.folder.exists()
     assert shop.store.items_revision(shop.version) is None
     assert find_bundle(shop.version, shop.var / "bundles").manifest == shop.bundle.manifest
+
+
+def test_pruning_that_is_cut_off_before_the_revisions_removes_them_when_run_again(shop, capsys) -> None:
+    """A version is struck off the list when nothing of it is left, on the disk neither."""
+    assert publish(shop, named(shop, "new")) == 0
+    shop.store.mark_published(shop.version, shop.bundle.manifest.fingerprint, 0)
+    shop.store.drop(shop.version)
+    assert shop.folder.exists()
+    assert main(["versions", "--prune"]) == 0
+    assert f"removed 1 revisions of the item table of {shop.version}" in capsys.readouterr().out
+    assert not shop.folder.exists()
+    assert shop.store.versions() == []

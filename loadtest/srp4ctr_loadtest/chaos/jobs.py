@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import psutil
 
 from srp4ctr.contract.errors import BundleError, ServiceNotReady, StoreUnavailable
-from srp4ctr.runtime.bundle import open_revision
+from srp4ctr.runtime.bundle import open_revision, revisions_folder
 from srp4ctr.runtime.serving import COMMAND
 from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_loadtest.chaos.catalogues import OWN, Catalogues
@@ -192,7 +192,14 @@ class Jobs:
         wanted = self.active, self.previous
         known = set(store.versions())
         others = sorted({*known, *self.trained.bundles}.difference(wanted)) if kind == "prune" else ()
-        left = [one for one in others if one in known or next(store.users(one), None) is not None]
+        bundles = self.trained.folder / "bundles"
+        left = [
+            one
+            for one in others
+            if one in known
+            or next(store.users(one), None) is not None
+            or revisions_folder(bundles, one).exists()
+        ]
         if found != wanted:
             self.failures[
                 f"{kind}: left {found[0]} after {found[1]}, and not {wanted[0]} after {wanted[1]}"

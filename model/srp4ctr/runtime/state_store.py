@@ -282,8 +282,8 @@ class StateStore:
     def drop(self, version: str) -> int:
         """Remove all states of a version that is neither active nor the one before; gives their number.
 
-        That it is published is taken back first, so that what is half gone can never be activated. Raises StoreError for a
-        version that services may need.
+        That it is published is taken back first, so that what is half gone can never be activated. That there was such a version
+        is known until `strike`, so that whoever is cut off finds it again. Raises StoreError for a version that services may need.
         """
         needed = self._keys.active(), self._keys.upcoming(), self._keys.published(version)
         with store_errors():
@@ -302,8 +302,12 @@ class StateStore:
                     pipeline.unlink(key)
                 dropped += sum(pipeline.execute())
             self._client.delete(self._keys.publishing(version), self._keys.items(version))
-            self._client.srem(self._keys.versions(), version)
         return dropped
+
+    def strike(self, version: str) -> None:
+        """Strike a version of which there is nothing any more off the list of all."""
+        with store_errors():
+            self._client.srem(self._keys.versions(), version)
 
 
 class AsyncStateStore:
