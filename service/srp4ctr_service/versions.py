@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import structlog
 from pydantic import ValidationError
 
-from srp4ctr.contract.errors import BundleError, NoActiveModel, Srp4ctrError, StoreError
+from srp4ctr.contract.errors import BundleError, NoActiveModel, Srp4ctrError, StoreError, StoreUnavailable
 from srp4ctr.contract.schema import FeatureSchema
 from srp4ctr.contract.transforms import SCHEMA
 from srp4ctr.runtime.bundle import open_revision
@@ -87,7 +87,8 @@ class Versions:
         try:
             revision = await self._store.items_revision(active.version, limit_s)
         except StoreError as error:
-            if there:
+            # Where Redis went after it had named the version, what is served goes on: the version may have other items than its own.
+            if there or isinstance(error, StoreUnavailable):
                 self._say(f"which items {active.version} has is not known: {error}")
                 return
             revision = None

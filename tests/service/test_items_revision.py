@@ -1,8 +1,11 @@
 """`srp4ctr items`: new items between two models, scored by the same graphs, taken up while requests go on."""
 
+import asyncio
+import contextlib
 import http.client
 import shutil
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +13,13 @@ import polars as pl
 import pytest
 
 from srp4ctr.cli import main
+from srp4ctr.contract.errors import NoActiveModel, StoreUnavailable
 from srp4ctr.contract.keys import Keys
-from srp4ctr.runtime.redis_client import connect
-from srp4ctr.runtime.state_store import StateStore
+from srp4ctr.runtime.redis_client import connect, connect_async
+from srp4ctr.runtime.state_store import AsyncStateStore, StateStore
 from srp4ctr_offline.publish import publish
+from srp4ctr_service.telemetry import Telemetry
+from srp4ctr_service.versions import Versions
 
 
 @pytest.fixture
@@ -262,6 +268,59 @@ def test_redis_away_leaves_the_table(corner, redis_server, wait_until):
     redis_server.start()
     wait_until(lambda: corner.api.get("/readyz").json()["dependencies"]["redis"]["status"] == "ok")
     assert corner.revision() == revision
+
+
+def test_redis_that_goes_between_version_and_items_is_no_word_of_them(
+    corner, settings, redis_server, second, activate, tmp_path
+):
+    """A version is not taken up with its bundle's own items because Redis went before it could say which it has."""
+    shutil.copytree(second.bundle.folder, corner.bundles / second.version)
+    revisions = {
+        "first": corner.publish("new"),
+        "second": corner.publish("new", "2", version=second.version),
+    }
+    settings = settings.model_copy(update={"var_dir": tmp_path})
+
+    class Going(AsyncStateStore):
+        goes_at = "first"
+
+        async def items_revision(self, version, limit_s):
+            if version == self.goes_at:
+                self.goes_at = None
+                redis_server.kill()
+            return await super().items_revision(version, limit_s)
+
+    async def until(condition):
+        give_up_at = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < give_up_at
+            await asyncio.sleep(0.01)
+
+    def served(versions):
+        model = versions.current()
+        return model.version, model.revision
+
+    async def scenario():
+        async with connect_async(settings, redis_server.url) as client:
+            store = Going(client, Keys(settings.namespace))
+            versions = Versions(settings, store, Telemetry())
+            async with versions.followed():
+                with pytest.raises(NoActiveModel, match="which items first has is not known"):
+                    versions.current()
+                redis_server.start()
+                await until(lambda: versions.trouble is None)
+                assert served(versions) == ("first", revisions["first"])
+                store.goes_at = "second"
+                with contextlib.suppress(StoreUnavailable):
+                    # The new version may be seen, and Redis gone, before this has its answer.
+                    await asyncio.to_thread(activate, second)
+                await until(lambda: versions.trouble is not None)
+                assert served(versions) == ("first", revisions["first"])
+                redis_server.start()
+                await until(lambda: served(versions) != ("first", revisions["first"]))
+                assert served(versions) == ("second", revisions["second"])
+
+    asyncio.run(scenario())
 
 
 def test_the_bundles_own_table_is_verified_again(corner, wait_until):
