@@ -57,7 +57,7 @@ class Served:
             model_version=manifest.version,
             items_revision=self.model.revision,
             fingerprint=manifest.fingerprint,
-            request=self.request,
+            request=_without_what_a_route_adds(self.request),
             status=self.view.status,
             state=None if cold else manifest.encode_state(state),
             item_codes=item_codes.tolist(),
@@ -79,6 +79,14 @@ class Served:
                 if row is not None:
                     codes[place], vectors[place] = question.own_codes[row], own[row]
         return codes, vectors
+
+
+def _without_what_a_route_adds(request: UserRequest) -> UserRequest:
+    """The question alone: of a deadline, say, a record knows nothing."""
+    fields = UserRequest.model_fields
+    return UserRequest.model_construct(
+        request.model_fields_set & fields.keys(), **{name: getattr(request, name) for name in fields}
+    )
 
 
 class Recorder:

@@ -1,5 +1,6 @@
 """`srp4ctr serve` as a process: with a Redis of its own, from start to stop."""
 
+import contextlib
 import json
 import os
 import signal
@@ -183,8 +184,13 @@ def test_interrupt_ends_in_order(environment):
 def pids(process):
     """The worker processes of a `srp4ctr serve --workers N`."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
-    return {pid for pid, command in commands.items() if b"spawn_main" in command}
+    found = set()
+    for pid in children:
+        # One that is replaced may end before it is looked at.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(int(pid))
+    return found
 
 
 def ready(client):
