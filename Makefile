@@ -35,8 +35,8 @@ demo: $(INSTALLED) ## the main job on real data, from MovieLens 100K to a scored
 demo-once: $(INSTALLED) ## the same, and stops the service in the end
 	@$(BIN)/python -m srp4ctr_offline.demo --once
 
-test: check ## every check and test
-	$(BIN)/pytest
+test: check ## every check and test, a file of them on each core
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(INSTALLED) ## format, lint, import rules, types
 	$(BIN)/ruff format --check .
