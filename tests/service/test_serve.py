@@ -35,7 +35,9 @@ def environment(short_folder, first):
     var.mkdir()
     (var / "bundles").symlink_to(first.bundle.folder.parent)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SRP4CTR_")}
-    return kept | {"SRP4CTR_VAR_DIR": str(var), "SRP4CTR_PORT": "0", "SRP4CTR_VERSION_POLL_MS": "50"}
+    yield kept | {"SRP4CTR_VAR_DIR": str(var), "SRP4CTR_PORT": "0", "SRP4CTR_VERSION_POLL_MS": "50"}
+    # A service that was killed has left its Redis behind.
+    LocalRedis(StoreSettings(var_dir=var)).stop()
 
 
 @contextmanager
