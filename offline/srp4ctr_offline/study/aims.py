@@ -61,7 +61,7 @@ def rows_aims(
 
 
 def _over_rival(measured: Measured) -> list[tuple[str, str, str]]:
-    """Over one DIN at its best epoch, and over as many of it as the same CPU minutes pay for, where there are so many."""
+    """Over one DIN, and over as many of it as the same CPU minutes pay for; no aim is met over one of fewer minutes."""
     compared, reference = measured.compared, measured.reference
     assert compared is not None
     above = f"AUC of {reference} at least {number(OVER_DIN, 3)} above {RIVAL}"
@@ -69,9 +69,9 @@ def _over_rival(measured: Measured) -> list[tuple[str, str, str]]:
     met = one is not None and _is_over(one.paired)
     found = [
         (
-            f"{above} at its best epoch, the paired interval above 0",
+            f"{above} given its CPU minutes, the paired interval above 0",
             _paired(one) + _of_minutes(ratio),
-            _word(met, one, few=_few(one)),
+            _at_equal_cpu(_word(met, one, few=_few(one)), met=met, ratio=ratio),
         )
     ]
     averaged = averaged_rival(measured)
@@ -80,7 +80,7 @@ def _over_rival(measured: Measured) -> list[tuple[str, str, str]]:
         few = len(compared.seeds(reference)) < ENOUGH_SEEDS
         found.append(
             (
-                f"{above} given its CPU minutes: the mean of its seeds {seeds_text(averaged.seeds)}, {reference} alone",
+                f"{above}, its seeds {seeds_text(averaged.seeds)} averaged and {reference}'s single",
                 with_interval(auc["difference"], auc["interval_95"], "+") + _of_minutes(averaged.ratio),
                 _at_equal_cpu(_word(met, averaged, few=few), met=met, ratio=averaged.ratio),
             )
