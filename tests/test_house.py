@@ -94,6 +94,23 @@ def test_unknown_commands_end_with_the_usage(capsys) -> None:
     assert "no command 'predict'" in capsys.readouterr().err
 
 
+def files() -> set[str]:
+    """What is tracked, or would be."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    return {path for path in listed if (ROOT / path).exists()}
+
+
+def test_no_file_is_data() -> None:
+    """A file of a megabyte is data, or a model, and is not part of the project."""
+    assert not [path for path in files() if (ROOT / path).stat().st_size > 1_000_000]
+
+
 def test_readme_begins_with_the_first_command_and_ends_with_the_tree() -> None:
     """The first command stands in the README's first 25 lines; its tree holds every file, with a comment each."""
     lines = (ROOT / "README.md").read_text().splitlines()
@@ -112,14 +129,7 @@ def test_readme_begins_with_the_first_command_and_ends_with_the_tree() -> None:
         else:
             assert comment.strip(), f"no comment: {line}"
             named.add("".join(folders) + name)
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    assert named == {path for path in listed if (ROOT / path).exists()}
+    assert named == files()
 
 
 def test_onnx_runtime_tells_nobody(tmp_path) -> None:

@@ -10,6 +10,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from srp4ctr_offline.plots import save_picture
 from srp4ctr_offline.study.compare import Difference
 
 TICK_RATIO = 1.25
@@ -39,8 +40,7 @@ def plot_differences(differences: Sequence[Difference], reference: str, path: Pa
     axes.axvline(0, color="black", linewidth=1)
     axes.set(xlabel=f"AUC of {reference} minus this (right: {reference} is better)")
     axes.grid(visible=True, axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_picture(figure, path)
 
 
 def plot_frontier(points: Sequence[Point], path: Path) -> None:
@@ -71,8 +71,7 @@ def plot_frontier(points: Sequence[Point], path: Path) -> None:
     axes.set(xlabel="state, bytes a user", ylabel="test AUC, mean of seeds", title=title)
     axes.title.set_fontsize(9)
     axes.grid(visible=True, alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_picture(figure, path)
 
 
 def plot_training(
@@ -97,5 +96,4 @@ def plot_training(
     axes.set(xlabel="epoch", ylabel=label)
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_picture(figure, path)
