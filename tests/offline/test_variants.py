@@ -1,16 +1,23 @@
 """Ways to run the scorer: all but int8 give the default's scores for any number of candidates, and the page says what each costs."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from srp4ctr.contract.errors import BundleError
 from srp4ctr.runtime.plain_scorer import plain_path, written_plain
+from srp4ctr_offline.config import load_config
 from srp4ctr_offline.prepared import TRAIN
 from srp4ctr_offline.served import questions
 from srp4ctr_offline.study.plain_graph import write_plain
 from srp4ctr_offline.study.scorer_variants import BUCKETS, DEFAULT, variants
 from srp4ctr_offline.study.variants import measure
 from srp4ctr_offline.study.variants_page import page
+
+ROOT = Path(__file__).parents[2]
 
 SAME = 1e-6
 """Of a probability: sums in another order."""
@@ -81,3 +88,15 @@ def test_a_graph_that_was_not_written_says_how(tiny, tmp_path) -> None:
     manifest = tiny.bundle.manifest
     with pytest.raises(BundleError, match="plain_graph"):
         written_plain(tmp_path, manifest)
+
+
+def test_make_derives_a_sequence_model(tmp_path) -> None:
+    """What make bench-variants makes of the demo's configuration is a valid one, of the other state, under its own name."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    subprocess.run(["make", "--silent", "var/sequence.toml"], cwd=tmp_path, check=True)
+    demo = load_config(tmp_path / "configs" / "movielens-100k.toml")
+    derived = load_config(tmp_path / "var" / "sequence.toml")
+    assert (demo.model.state, derived.model.state) == ("tokens", "sequence")
+    assert derived.name != demo.name
+    assert derived.features == demo.features
