@@ -47,7 +47,7 @@ def catch_up(
                 continue
             encoder = encoder or HistoryEncoder(bundle, threads)
             for histories in _readable(events, users, version):
-                written += write_states(encoder, histories, states)
+                written += write_states(encoder, histories, states, events)
                 behind += len(histories)
                 bar.update(len(histories))
     return CaughtUp(behind, written)

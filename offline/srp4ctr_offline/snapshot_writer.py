@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from srp4ctr.runtime.bundle import Bundle
-from srp4ctr.runtime.event_store import EventStore
+from srp4ctr.runtime.event_store import EventStore, Seeded
 from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
-from srp4ctr.runtime.state_store import NEWER, StateStore
+from srp4ctr.runtime.state_store import CHANGED, FORGOTTEN, NEWER, StateStore
 from srp4ctr_offline.catch_up import with_items_in_use
 from srp4ctr_offline.encode import Batch
 from srp4ctr_offline.histories import RawHistories
@@ -40,21 +40,27 @@ class SnapshotWriter:
 
     def write(self, batch: Batch) -> None:
         """Write one batch."""
+        manifest, ids = self._manifest, [one.user_id for one in batch.encoded]
+        seeded = [Seeded(0, 0)] * len(ids)
         if self._seeding is not None:
-            ids = [one.user_id for one in batch.encoded]
             packed = self._seeding.histories.packed(batch.users)
-            self.sequences[batch.users] = self._seeding.events.seed(zip(ids, packed, strict=True))
-        manifest = self._manifest
+            seeded = self._seeding.events.seed(zip(ids, packed, strict=True))
+        self.sequences[batch.users] = [one.sequence for one in seeded]
         states = [
-            (
-                one.user_id,
-                manifest.encode_state(replace(one.state, sequence=sequence)),
-            )
-            for one, sequence in zip(batch.encoded, self.sequences[batch.users].tolist(), strict=True)
-            if sequence >= 0
+            (one.user_id, manifest.encode_state(replace(one.state, sequence=of.sequence)), of.seedings)
+            for one, of in zip(batch.encoded, seeded, strict=True)
+            if of.sequence != FORGOTTEN
         ]
-        outcomes = self._store.put_each(manifest.version, states)
-        newer = {user_id: data for (user_id, data), one in zip(states, outcomes, strict=True) if one == NEWER}
+        outcomes = self._store.put_each(
+            manifest.version,
+            [(user_id, data) for user_id, data, _ in states],
+            None if self._seeding is None else [seedings for *_, seedings in states],
+        )
+        newer = {
+            user_id: data
+            for (user_id, data, _), one in zip(states, outcomes, strict=True)
+            if one in (NEWER, CHANGED)
+        }
         if newer and self._seeding is not None:
             self._merge(newer, self._seeding.events)
 
@@ -66,4 +72,4 @@ class SnapshotWriter:
         histories = [
             one._replace(states={version: newer[one.user_id]}) for one in events.histories(list(newer), [])
         ]
-        write_states(self._merged, histories, self._store)
+        write_states(self._merged, histories, self._store, events)

@@ -250,7 +250,7 @@ class Refresher:
             raise StoreError("the entry names no user")
         histories = self._events.histories(user_ids, [encoder.version for encoder in encoders])
         for encoder in encoders:
-            self.metrics.states.inc(write_states(encoder, histories, self._states))
+            self.metrics.states.inc(write_states(encoder, histories, self._states, self._events))
 
     def _finish(self, entries: Sequence[Entry]) -> None:
         self._streams.finish(entries)

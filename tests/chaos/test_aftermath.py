@@ -43,7 +43,10 @@ class World:
         self.encoder = HistoryEncoder(run.bundle)
         self.events.seed((user_id, [pack_event(one) for one in doings.before]) for user_id in self.users)
         write_states(
-            self.encoder, [History(user_id, 0, doings.before, {}) for user_id in self.users], self.states
+            self.encoder,
+            [History(user_id, 0, 0, doings.before, {}) for user_id in self.users],
+            self.states,
+            self.events,
         )
         self.states.mark_published(self.version, run.bundle.manifest.fingerprint, len(self.users))
         self.states.activate(self.version, run.bundle.manifest.fingerprint)
@@ -64,7 +67,9 @@ class World:
 
     def refresh(self):
         """What a worker does."""
-        write_states(self.encoder, self.events.histories(self.users, [self.version]), self.states)
+        write_states(
+            self.encoder, self.events.histories(self.users, [self.version]), self.states, self.events
+        )
 
     def found(self, activated=None, previous=None):
         """What is not as it should be, by name."""

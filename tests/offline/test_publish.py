@@ -55,12 +55,12 @@ class CutOff(StateStore):
 
     batches = 3
 
-    def put_each(self, version, states):
+    def put_each(self, version, states, seedings=None):
         """Write, until the connection ends."""
         if not self.batches:
             raise StoreUnavailable("Redis: the connection was closed")
         self.batches -= 1
-        return super().put_each(version, states)
+        return super().put_each(version, states, seedings)
 
 
 def test_publish_may_be_rerun_and_activate_waits_for_it(tiny, store) -> None:
@@ -125,10 +125,10 @@ def test_publish_notices_lost_states(tiny, store) -> None:
     class Forgetful(StateStore):
         """A store whose Redis evicts what it has just taken."""
 
-        def put_each(self, version, states):
+        def put_each(self, version, states, seedings=None):
             """Write, and lose one."""
             states = list(states)
-            outcomes = super().put_each(version, states)
+            outcomes = super().put_each(version, states, seedings)
             self._client.delete(self._keys.state(version, states[0][0]))
             return outcomes
 
@@ -144,12 +144,12 @@ def test_publish_notices_wrong_states(tiny, store) -> None:
     class Overwritten(StateStore):
         """A store below whose namespace something else writes."""
 
-        def put_each(self, version, states):
+        def put_each(self, version, states, seedings=None):
             """Write, each user the state of the one before."""
             states = list(states)
             data = [one for _, one in states]
             return super().put_each(
-                version, zip([one for one, _ in states], data[1:] + data[:1], strict=True)
+                version, zip([one for one, _ in states], data[1:] + data[:1], strict=True), seedings
             )
 
     with pytest.raises(StoreError, match="not what the encoder gives"):
@@ -190,7 +190,7 @@ def test_who_is_forgotten_meanwhile_stays_forgotten(tiny, store) -> None:
     class Forgetting(StateStore):
         """A store in which users are forgotten while publish writes its second batch."""
 
-        def put_each(self, version, states):
+        def put_each(self, version, states, seedings=None):
             """Forget one of the batch before, one of this one, and one that is to come; and write."""
             states = list(states)
             batches.append([user_id for user_id, _ in states])
@@ -202,7 +202,7 @@ def test_who_is_forgotten_meanwhile_stays_forgotten(tiny, store) -> None:
                     seeding.events.forget(user_id, [version])
                 # This one comes back at once.
                 record(store, to_come, RawEvent(NOW_MS, "again", tiny.item_ids[0], {}))
-            return super().put_each(version, states)
+            return super().put_each(version, states, seedings)
 
     batches: list[list[str]] = []
     publish(tiny.bundle, tiny.prepared, Forgetting(store._client, Keys()), seeding)

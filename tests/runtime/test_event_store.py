@@ -11,6 +11,7 @@ from srp4ctr.runtime.acted import ActedStreams
 from srp4ctr.runtime.event_store import FORGOTTEN_S, AsyncEventStore, Counted, EventStore
 from srp4ctr.runtime.redis_client import SERVICE_CONNECTIONS, connect, connect_async
 from srp4ctr.runtime.settings import StoreSettings
+from srp4ctr.runtime.state_store import FORGOTTEN
 
 
 def event(number):
@@ -56,8 +57,16 @@ class Shelf:
         self.settings = settings
         self.redis = client
         self.keys = Keys("test")
-        self.retention = Retention(keep)
-        self.jobs = EventStore(client, self.keys, self.retention)
+        self.retain(keep)
+
+    def retain(self, keep, ttl_s=0):
+        """Keep so many events, so many seconds after the last, 0 for ever."""
+        self.retention = Retention(keep, ttl_s)
+        self.jobs = EventStore(self.redis, self.keys, self.retention)
+
+    def left_s(self):
+        """Seconds that the history and its count have left to live; -1 for ever, -2 where there is none."""
+        return [self.redis.ttl(key) for key in (self.keys.history("u"), self.keys.sequence("u"))]
 
     def record(self, *events):
         """Have these events acknowledged; gives what became of each."""
@@ -70,9 +79,9 @@ class Shelf:
 
     def seed(self, *events):
         """Store a snapshot; gives how many acknowledged events a state of it alone lacks."""
-        (sequence,) = self.jobs.seed([("u", [pack_event(one) for one in events])])
+        (seeded,) = self.jobs.seed([("u", [pack_event(one) for one in events])])
         counted = self.redis.get(self.keys.sequence("u"))
-        return 0 if counted is None else Counted.read(counted).behind(sequence)
+        return 0 if counted is None else Counted.read(counted).behind(seeded.sequence)
 
     def history(self):
         """Items in their order, with their events' ids."""
@@ -152,16 +161,58 @@ def test_late_events_of_one_request_move_a_history_once(shelf):
     assert shelf.record(*late) == ["duplicate"] * 3
 
 
+def test_a_history_and_its_count_go_together(shelf):
+    """With a time to live they go that long after the last event that was not known yet, sent or in a snapshot."""
+    shelf.retain(8, ttl_s=1000)
+
+    def age():
+        for key in (shelf.keys.history("u"), shelf.keys.sequence("u")):
+            shelf.redis.expire(key, 100)
+
+    assert shelf.record(of(10_000, "a", "e-1")) == ["stored"]
+    assert shelf.left_s() == [1000, 1000]
+    age()
+    assert shelf.seed(of(1_000, "old")) == 1
+    assert shelf.left_s() == [100, 100]
+    assert shelf.seed(of(1_000, "old"), of(20_000, "new")) == 1
+    assert shelf.left_s() == [1000, 1000]
+    age()
+    assert shelf.seed(of(1_000, "old"), of(20_000, "new")) == 1
+    assert shelf.left_s() == [100, 100]
+    shelf.retain(8)
+    shelf.seed(of(1_000, "old"), of(20_000, "new"))
+    assert shelf.left_s() == [-1, -1]
+    # And where they had none.
+    shelf.retain(8, ttl_s=1000)
+    shelf.seed(of(1_000, "old"), of(20_000, "new"))
+    assert shelf.left_s() == [1000, 1000]
+    shelf.retain(8)
+    assert shelf.record(of(30_000, "b", "e-2")) == ["stored"]
+    assert shelf.left_s() == [-1, -1]
+
+
+def test_events_whose_count_went_are_counted_again(shelf):
+    """Where Redis evicted the count of events that the snapshot lacks, a state of the snapshot is still told to lack them."""
+    shelf.record(of(10_000, "a", "e-1"), of(20_000, "b", "e-2"))
+    shelf.redis.delete(shelf.keys.sequence("u"))
+    assert shelf.seed(of(1_000, "old"), of(10_000, "a")) == 1
+    assert shelf.history() == [("old", ""), ("a", "e-1"), ("b", "e-2")]
+    # And none is made where there is nothing to count.
+    shelf.redis.delete(shelf.keys.sequence("u"))
+    assert shelf.seed(of(1_000, "old"), of(10_000, "a"), of(20_000, "b")) == 0
+    assert shelf.left_s() == [-1, -2]
+
+
 def test_no_snapshot_brings_a_forgotten_user_back(shelf):
     """What a forgotten user does later is all that is known of the user, until the mark ends; nothing else is told of the id."""
     shelf.seed(of(5_000, "a"))
     shelf.jobs.forget("u", [])
     (mark,) = set(shelf.redis.keys()) - {shelf.keys.forgets().encode()}
     assert 0 < shelf.redis.ttl(mark) <= FORGOTTEN_S
-    assert shelf.jobs.seed([("u", [pack_event(of(5_000, "a"))])]) == [-1]
+    assert shelf.jobs.seed([("u", [pack_event(of(5_000, "a"))])]) == [(FORGOTTEN, 0)]
     assert shelf.history() == []
     assert shelf.record(of(9_000, "new", "e-1")) == ["stored"]
-    assert shelf.jobs.seed([("u", [pack_event(of(5_000, "a"))])]) == [-1]
+    assert shelf.jobs.seed([("u", [pack_event(of(5_000, "a"))])]) == [(FORGOTTEN, 0)]
     assert shelf.history() == [("new", "e-1")]
     shelf.redis.delete(mark)
     assert shelf.seed(of(5_000, "a")) == 1

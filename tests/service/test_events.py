@@ -158,7 +158,7 @@ def test_raw_histories_are_encoded_as_they_were_published(request, make_world):
         run = request.getfixturevalue(name)
         world = make_world(run, namespace=f"test-{name}")
         histories = [
-            History(user_id, 0, world.history(user_id), {world.manifest.version: data})
+            History(user_id, 0, 0, world.history(user_id), {world.manifest.version: data})
             for user_id, data in zip(
                 run.user_ids, world.states.get_many(world.manifest.version, run.user_ids), strict=True
             )
@@ -369,8 +369,25 @@ def test_a_newer_state_is_not_overwritten(world):
     world.send(world.act(user_id, 2, "e-2"))
     world.worker().step(100)
     newest = world.state(user_id)
-    assert write_states(HistoryEncoder(world.run.bundle), slow, world.states) == 0
+    assert write_states(HistoryEncoder(world.run.bundle), slow, world.states, world.events) == 0
     assert world.state(user_id).sequence == newest.sequence
+
+
+def test_a_snapshot_is_not_lost_to_a_worker_that_read_before_it(world):
+    """The active version may be published again while a worker encodes: the history that it read is not the user's any more."""
+    user_id = world.run.user_ids[3]
+    event = world.act(user_id)
+    # An older snapshot, which had two events of the user.
+    whole = world.redis.lrange(world.keys.history(user_id), 0, -1)
+    world.redis.ltrim(world.keys.history(user_id), 0, 1)
+    world.send(event)
+    slow = world.events.histories([user_id], [world.manifest.version])
+    assert len(slow[0].events) == 3
+    world.publish()
+    assert len(world.history(user_id)) == len(whole) + 1
+    assert write_states(HistoryEncoder(world.run.bundle), slow, world.states, world.events) == 1
+    assert world.behind(user_id) == ("fresh", 0)
+    assert_equal_arrays(world.state(user_id).arrays, world.expected(user_id, event))
 
 
 def test_a_forgotten_user_is_gone(world):
@@ -379,7 +396,7 @@ def test_a_forgotten_user_is_gone(world):
     world.send(world.act(user_id), world.act(other))
     held_up = world.events.histories([user_id], [world.manifest.version])
     assert world.api.delete(f"/users/{user_id}").json()["removed"] == 4
-    assert write_states(HistoryEncoder(world.run.bundle), held_up, world.states) == 0
+    assert write_states(HistoryEncoder(world.run.bundle), held_up, world.states, world.events) == 0
     assert world.worker().step(100) == 1
     assert world.behind(user_id) == ("cold", 0)
     assert world.behind(other) == ("fresh", 0)

@@ -128,7 +128,7 @@ class Model:
             return self.bundle.cold_state if published is None else self.decode(published)
         # For the user's features.
         held = {} if published is None else {self.version: published}
-        (encoded,) = self._encoder.encode([History(user_id, 0, list(step.history), held)])
+        (encoded,) = self._encoder.encode([History(user_id, 0, 0, list(step.history), held)])
         # As it is stored.
         return self.decode(self.bundle.manifest.encode_state(encoded.state))
 

@@ -1,7 +1,23 @@
 """Lua scripts on one user's keys, each a single atomic step in Redis. All keys of a script are of one partition."""
 
-# The count of a user's events begins at the server's clock in microseconds, so that it never takes a value again after
-# the user has been forgotten: what was still being written then is told from what is true now.
+# What a user's count holds: where it began, where it is, and how often a snapshot has changed the history (where it is left
+# out, never). It begins at the server's clock in microseconds, so that it never takes a value again after the user has been
+# forgotten: what was still being written then is told from what is true now.
+_COUNT = """
+local function count_of(stored)
+  if stored then
+    local first, last, seedings = string.match(stored, '^(%d+) (%d+) ?(%d*)$')
+    return tonumber(first), tonumber(last), tonumber(seedings) or 0
+  end
+  local now = redis.call('TIME')
+  local first = tonumber(now[1] .. string.format('%06d', now[2]))
+  return first, first, 0
+end
+local function set_count(first, last, seedings)
+  redis.call('SET', KEYS[2], string.format('%.0f %.0f %.0f', first, last, seedings), 'KEEPTTL')
+end
+"""
+
 _HELD = """
 local held = redis.call('LRANGE', KEYS[1], 0, -1)
 local times, ids = {}, {}
@@ -18,6 +34,7 @@ RECORD = (
 -- KEYS history, sequence, stream. ARGV events to keep, seconds to live or 0, user id, then of each event: time, id, bytes.
 -- Gives of each event 1 where it is stored, 0 where it was stored before, -1 where it is no newer than all of a full history.
 """
+    + _COUNT
     + _HELD
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -53,22 +70,17 @@ if stored > 0 then
     redis.call('RPUSH', KEYS[1], unpack(newest))
     redis.call('LTRIM', KEYS[1], -#held, -1)
   end
-  local first, last
-  local sequence = redis.call('GET', KEYS[2])
-  if sequence then
-    first, last = string.match(sequence, '^(%d+) (%d+)$')
-  else
-    local now = redis.call('TIME')
-    first = now[1] .. string.format('%06d', now[2])
-    last = first
-  end
-  last = string.format('%.0f', tonumber(last) + stored)
-  redis.call('SET', KEYS[2], first .. ' ' .. last)
-  redis.call('XADD', KEYS[3], '*', 'user', ARGV[3], 'sequence', last)
+  local first, last, seedings = count_of(redis.call('GET', KEYS[2]))
+  last = last + stored
+  set_count(first, last, seedings)
+  redis.call('XADD', KEYS[3], '*', 'user', ARGV[3], 'sequence', string.format('%.0f', last))
 end
 if ttl > 0 then
   redis.call('EXPIRE', KEYS[1], ttl)
   redis.call('EXPIRE', KEYS[2], ttl)
+else
+  redis.call('PERSIST', KEYS[1])
+  redis.call('PERSIST', KEYS[2])
 end
 return outcomes
 """
@@ -80,9 +92,11 @@ SEED = (
 -- oldest first.
 -- Acknowledged events that the snapshot lacks keep their places by time. An event that both have stays as it was sent, with
 -- its id: the same item within the same second, since snapshots may have whole seconds.
--- Gives how far a state of the snapshot alone counts; -1, and nothing is changed, where the user was forgotten.
-if redis.call('EXISTS', KEYS[3]) == 1 then return '-1' end
+-- Gives how far a state of the snapshot alone counts, and how often snapshots have changed the history; -1, and nothing is
+-- changed, where the user was forgotten.
+if redis.call('EXISTS', KEYS[3]) == 1 then return '-1 0' end
 """
+    + _COUNT
     + _HELD
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -123,36 +137,61 @@ for at, entry in ipairs(snapshot) do
   if not twin[at] then table.insert(merged, entry) end
 end
 for at = next, #acknowledged do add(acknowledged[at]) end
-redis.call('DEL', KEYS[1])
-local since = 0
+local kept, since = {}, 0
 for at = math.max(1, #merged - keep + 1), #merged do
-  redis.call('RPUSH', KEYS[1], merged[at])
+  table.insert(kept, merged[at])
   if new[at] then since = since + 1 end
 end
-if ttl > 0 then redis.call('EXPIRE', KEYS[1], ttl) end
-local sequence = redis.call('GET', KEYS[2])
-if not sequence then return '0' end
-local first, last = string.match(sequence, '^(%d+) (%d+)$')
-return string.format('%.0f', math.max(tonumber(first), tonumber(last) - since))
+local changed = #kept ~= #held
+for place, entry in ipairs(kept) do changed = changed or entry ~= held[place] end
+local left = redis.call('PTTL', KEYS[1])
+if changed then
+  redis.call('DEL', KEYS[1])
+  for _, entry in ipairs(kept) do redis.call('RPUSH', KEYS[1], entry) end
+end
+local sequence, counted, seedings = redis.call('GET', KEYS[2]), '0', 0
+-- Events that the snapshot lacks have a count, even where Redis evicted theirs: else a state without them would not say so.
+if sequence or since > 0 then
+  local first, last
+  first, last, seedings = count_of(sequence)
+  if not sequence then last = first + since end
+  if changed then seedings = seedings + 1 end
+  if changed or not sequence then set_count(first, last, seedings) end
+  counted = string.format('%.0f', math.max(first, last - since))
+end
+if ttl == 0 then
+  redis.call('PERSIST', KEYS[1])
+  redis.call('PERSIST', KEYS[2])
+elseif left < 0 or #held == 0 or (#snapshot > 0 and when[#snapshot] > times[#held]) then
+  -- A last event that was not known yet is what both live by; publishing the same again adds nothing to it.
+  redis.call('EXPIRE', KEYS[1], ttl)
+  redis.call('EXPIRE', KEYS[2], ttl)
+elseif changed then
+  redis.call('PEXPIRE', KEYS[1], left)
+end
+return counted .. ' ' .. seedings
 """
 )
 
 WRITE_STATE = """
--- KEYS state, sequence, mark of who was forgotten. ARGV state bytes, seconds to live or 0, offset of the sequence in a state.
+-- KEYS state, sequence, mark of who was forgotten. ARGV state bytes, seconds to live or 0, offset of the sequence in a state,
+-- how often snapshots had changed the history when it was read (empty: it was not read).
 -- Writes unless what is there is newer and of the same model, or the user has been forgotten since the history was read: then
 -- the count is gone, or has begun again after what this state counts. A state that counts nothing says nothing of when it was
 -- made, and is not written of anybody who is marked as forgotten.
--- Gives 1 where it is written, 0 where what is there is newer, -1 where the user was forgotten.
+-- Nor where a snapshot has changed the history since: the count is what it was, and would not tell that events are missing.
+-- Gives 1 where it is written, 0 where what is there is newer, -1 where the user was forgotten, -2 where the history is another.
 local data, at = ARGV[1], tonumber(ARGV[3])
 local mine = #data >= at + 8 and struct.unpack('<i8', data, at + 1) or 0
 local sequence = redis.call('GET', KEYS[2])
-local first, counted = 0, 0
+local first, counted, seedings = 0, 0, 0
 if sequence then
-  local from, to = string.match(sequence, '^(%d+) (%d+)$')
-  first, counted = tonumber(from), tonumber(to)
+  local from, to, changes = string.match(sequence, '^(%d+) (%d+) ?(%d*)$')
+  first, counted, seedings = tonumber(from), tonumber(to), tonumber(changes) or 0
 end
 if mine > counted or (mine > 0 and mine < first) then return -1 end
 if mine == 0 and redis.call('EXISTS', KEYS[3]) == 1 then return -1 end
+if ARGV[4] ~= '' and tonumber(ARGV[4]) ~= seedings then return -2 end
 local held = redis.call('GETRANGE', KEYS[1], 0, at + 7)
 -- Magic, layout version, size of the header and fingerprint.
 if #held == at + 8 and string.sub(held, 1, 24) == string.sub(data, 1, 24) then

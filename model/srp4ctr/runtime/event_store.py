@@ -23,16 +23,17 @@ _OUTCOMES: dict[int, Outcome] = {1: "stored", 0: "duplicate", -1: "too_old"}
 
 
 class Counted(NamedTuple):
-    """Where the count of a user's acknowledged events began, and where it is."""
+    """Where the count of a user's acknowledged events began, and where it is; how often snapshots have changed the history."""
 
     first: int
     last: int
+    seedings: int = 0
 
     @classmethod
     def read(cls, stored: bytes) -> "Counted":
         """What the sequence's key holds; raises ValueError where that is something else."""
-        first, last = stored.split()
-        return cls(int(first), int(last))
+        first, last, *seedings = stored.split()
+        return cls(int(first), int(last), *map(int, seedings[:1]))
 
     def behind(self, sequence: int) -> int:
         """Acknowledged events that a state of that sequence lacks."""
@@ -40,12 +41,20 @@ class Counted(NamedTuple):
 
 
 class History(NamedTuple):
-    """A user's raw history, oldest first, how far it has been counted, and the bytes of the user's states by version."""
+    """A user's raw history, oldest first, its count when it was read, and the bytes of the user's states by version."""
 
     user_id: str
     sequence: int
+    seedings: int
     events: list[RawEvent]
     states: Mapping[str, bytes]
+
+
+class Seeded(NamedTuple):
+    """The sequence of a state of the snapshot alone, FORGOTTEN for a user of whom it was not stored, and the history's seedings."""
+
+    sequence: int
+    seedings: int
 
 
 class EventStore:
@@ -58,11 +67,10 @@ class EventStore:
         self._seed = client.register_script(SEED)
         self._forget = client.register_script(FORGET)
 
-    def seed(self, histories: Iterable[tuple[str, Sequence[bytes]]]) -> list[int]:
-        """Store the packed events of a snapshot, by user; what was acknowledged after them stays behind them.
+    def seed(self, histories: Iterable[tuple[str, Sequence[bytes]]]) -> list[Seeded]:
+        """Store the packed events of a snapshot, by user; acknowledged events that it lacks keep their places by time.
 
-        Gives of each user the sequence of a state that is made of the snapshot alone; -1 where the user was forgotten within
-        FORGOTTEN_S, and the snapshot is not stored.
+        Of a user who was forgotten within FORGOTTEN_S nothing is stored.
         """
         keep, ttl = self._retention.events, self._retention.ttl_s
         pipeline = self._client.pipeline(transaction=False)
@@ -74,7 +82,7 @@ class EventStore:
             ]
             self._seed(keys=keys, args=[keep, ttl, *events], client=pipeline)
         with store_errors():
-            return [int(counted) for counted in pipeline.execute()]
+            return [Seeded(*map(int, answer.split())) for answer in pipeline.execute()]
 
     def exist(self, user_ids: Sequence[str]) -> list[bool]:
         """Whether each user has a history, in one pipeline."""
@@ -102,11 +110,11 @@ class EventStore:
             if counted is None or not stored:
                 continue
             try:
-                events, sequence = unpack_history(stored), Counted.read(counted).last
+                events, count = unpack_history(stored), Counted.read(counted)
             except ValueError as error:
                 raise StoreError(f"a history cannot be read: {error}") from error
             held = {version: state for version, state in zip(versions, states, strict=True) if state}
-            found.append(History(user_id, sequence, events, held))
+            found.append(History(user_id, count.last, count.seedings, events, held))
         return found
 
     def users_behind(self, version: str) -> Iterator[list[str]]:

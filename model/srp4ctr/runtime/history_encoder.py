@@ -15,9 +15,9 @@ from srp4ctr.contract.state import UserState
 from srp4ctr.contract.transforms import BEHAVIOUR, canonical_text
 from srp4ctr.contract.vocabulary import PADDING, Codes, to_texts
 from srp4ctr.runtime.bundle import Bundle
-from srp4ctr.runtime.event_store import History
+from srp4ctr.runtime.event_store import EventStore, History
 from srp4ctr.runtime.sessions import OnnxEncoder
-from srp4ctr.runtime.state_store import StateStore
+from srp4ctr.runtime.state_store import CHANGED, WRITTEN, StateStore
 
 BATCH = 64
 """Users that are encoded together: what the layers pass on stays in the cache, and 256 are a quarter slower."""
@@ -115,10 +115,22 @@ class HistoryEncoder:
         return np.asarray(self._cold, np.int32)
 
 
-def write_states(encoder: HistoryEncoder, histories: Sequence[History], states: StateStore) -> int:
-    """Encode the histories and write the states, unless newer ones are there; gives how many were written."""
-    packed = [(one.user_id, encoder.manifest.encode_state(one.state)) for one in encoder.encode(histories)]
-    return states.put_many(encoder.version, packed)
+def write_states(
+    encoder: HistoryEncoder, histories: Sequence[History], states: StateStore, events: EventStore
+) -> int:
+    """Encode the histories and write the states, unless newer ones are there; gives how many were written.
+
+    Histories that a snapshot changes meanwhile are read and encoded once more.
+    """
+    written = 0
+    while histories:
+        packed = {one.user_id: encoder.manifest.encode_state(one.state) for one in encoder.encode(histories)}
+        seedings = {one.user_id: one.seedings for one in histories}
+        outcomes = states.put_each(encoder.version, packed.items(), [seedings[user_id] for user_id in packed])
+        written += outcomes.count(WRITTEN)
+        changed = [user_id for user_id, one in zip(packed, outcomes, strict=True) if one == CHANGED]
+        histories = events.histories(changed, [encoder.version])
+    return written
 
 
 def _placed(codes: Codes, there: NDArray[np.bool_]) -> Codes:

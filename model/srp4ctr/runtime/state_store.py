@@ -24,8 +24,9 @@ from srp4ctr.runtime.version_scripts import ACTIVATE, FOLLOW_ITEMS, ROLL_BACK, T
 
 TICKS = 25
 """In so many steps the limit of an asynchronous read passes."""
-WRITTEN, NEWER, FORGOTTEN = 1, 0, -1
-"""What became of a state: written, not written since there is a newer one, or since its user was forgotten."""
+WRITTEN, NEWER, FORGOTTEN, CHANGED = 1, 0, -1, -2
+"""What became of a state: written, not written since there is a newer one, since its user was forgotten, or since a snapshot has
+changed the history that it is made of."""
 SCAN = 1000
 """Keys that Redis looks at in one go."""
 ANNOUNCED_S = 600
@@ -76,21 +77,26 @@ class StateStore:
         """Write the states of (user id, bytes) pairs in one pipeline; gives how many were written."""
         return self.put_each(version, states).count(WRITTEN)
 
-    def put_each(self, version: str, states: Iterable[tuple[str, bytes]]) -> list[int]:
-        """Write the states of (user id, bytes) pairs in one pipeline; gives WRITTEN, NEWER or FORGOTTEN of each.
+    def put_each(
+        self, version: str, states: Iterable[tuple[str, bytes]], seedings: Iterable[int] | None = None
+    ) -> list[int]:
+        """Write the states of (user id, bytes) pairs in one pipeline; gives WRITTEN, NEWER, FORGOTTEN or CHANGED of each.
+
+        `seedings` are those of the histories that the states are made of; None where histories are not kept.
 
         A state stays where it is of the same model and counts more of the user's events. None is written of a user who has
         been forgotten since it was made: it counts more than is known of, or nothing while the user is marked as forgotten.
         """
         # No transaction: users live in many partitions, and a rerun completes what was cut off.
         pipeline = self._client.pipeline(transaction=False)
-        for user_id, data in states:
+        read: Iterable[int | str] = itertools.repeat("") if seedings is None else seedings
+        for (user_id, data), changes in zip(states, read, strict=seedings is not None):
             keys = [
                 self._keys.state(version, user_id),
                 self._keys.sequence(user_id),
                 self._keys.forgotten(user_id),
             ]
-            self._write(keys=keys, args=[data, self._state_ttl_s, SEQUENCE_AT], client=pipeline)
+            self._write(keys=keys, args=[data, self._state_ttl_s, SEQUENCE_AT, changes], client=pipeline)
         with store_errors():
             outcomes: list[int] = pipeline.execute()
         return outcomes
