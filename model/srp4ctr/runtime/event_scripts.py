@@ -5,10 +5,17 @@
 # forgotten: what was still being written then is told from what is true now.
 _COUNT = """
 local function count_of(stored)
-  if stored then
-    local first, last, seedings = string.match(stored, '^(%d+) (%d+) ?(%d*)$')
-    return tonumber(first), tonumber(last), tonumber(seedings) or 0
-  end
+  if not stored then return 0, 0, 0 end
+  local first, last, seedings = string.match(stored, '^(%d+) (%d+) ?(%d*)$')
+  return tonumber(first), tonumber(last), tonumber(seedings) or 0
+end
+"""
+
+_CHANGE = (
+    _COUNT
+    + """
+local function begun(stored)
+  if stored then return count_of(stored) end
   local now = redis.call('TIME')
   local first = tonumber(now[1] .. string.format('%06d', now[2]))
   return first, first, 0
@@ -16,7 +23,14 @@ end
 local function set_count(first, last, seedings)
   redis.call('SET', KEYS[2], string.format('%.0f %.0f %.0f', first, last, seedings), 'KEEPTTL')
 end
+-- The history and its count go together.
+local function live(ttl)
+  for key = 1, 2 do
+    if ttl > 0 then redis.call('EXPIRE', KEYS[key], ttl) else redis.call('PERSIST', KEYS[key]) end
+  end
+end
 """
+)
 
 _HELD = """
 local held = redis.call('LRANGE', KEYS[1], 0, -1)
@@ -34,7 +48,7 @@ RECORD = (
 -- KEYS history, sequence, stream. ARGV events to keep, seconds to live or 0, user id, then of each event: time, id, bytes.
 -- Gives of each event 1 where it is stored, 0 where it was stored before, -1 where it is no newer than all of a full history.
 """
-    + _COUNT
+    + _CHANGE
     + _HELD
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -70,18 +84,12 @@ if stored > 0 then
     redis.call('RPUSH', KEYS[1], unpack(newest))
     redis.call('LTRIM', KEYS[1], -#held, -1)
   end
-  local first, last, seedings = count_of(redis.call('GET', KEYS[2]))
+  local first, last, seedings = begun(redis.call('GET', KEYS[2]))
   last = last + stored
   set_count(first, last, seedings)
   redis.call('XADD', KEYS[3], '*', 'user', ARGV[3], 'sequence', string.format('%.0f', last))
 end
-if ttl > 0 then
-  redis.call('EXPIRE', KEYS[1], ttl)
-  redis.call('EXPIRE', KEYS[2], ttl)
-else
-  redis.call('PERSIST', KEYS[1])
-  redis.call('PERSIST', KEYS[2])
-end
+live(ttl)
 return outcomes
 """
 )
@@ -96,7 +104,7 @@ SEED = (
 -- changed, where the user was forgotten.
 if redis.call('EXISTS', KEYS[3]) == 1 then return '-1 0' end
 """
-    + _COUNT
+    + _CHANGE
     + _HELD
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -153,19 +161,15 @@ local sequence, counted, seedings = redis.call('GET', KEYS[2]), '0', 0
 -- Events that the snapshot lacks have a count, even where Redis evicted theirs: else a state without them would not say so.
 if sequence or since > 0 then
   local first, last
-  first, last, seedings = count_of(sequence)
+  first, last, seedings = begun(sequence)
   if not sequence then last = first + since end
   if changed then seedings = seedings + 1 end
   if changed or not sequence then set_count(first, last, seedings) end
   counted = string.format('%.0f', math.max(first, last - since))
 end
-if ttl == 0 then
-  redis.call('PERSIST', KEYS[1])
-  redis.call('PERSIST', KEYS[2])
-elseif left < 0 or #held == 0 or (#snapshot > 0 and when[#snapshot] > times[#held]) then
+if ttl == 0 or left < 0 or (#snapshot > 0 and when[#snapshot] > times[#held]) then
   -- A last event that was not known yet is what both live by; publishing the same again adds nothing to it.
-  redis.call('EXPIRE', KEYS[1], ttl)
-  redis.call('EXPIRE', KEYS[2], ttl)
+  live(ttl)
 elseif changed then
   redis.call('PEXPIRE', KEYS[1], left)
 end
@@ -173,7 +177,8 @@ return counted .. ' ' .. seedings
 """
 )
 
-WRITE_STATE = """
+WRITE_STATE = (
+    """
 -- KEYS state, sequence, mark of who was forgotten. ARGV state bytes, seconds to live or 0, offset of the sequence in a state,
 -- how often snapshots had changed the history when it was read (empty: it was not read).
 -- Writes unless what is there is newer and of the same model, or the user has been forgotten since the history was read: then
@@ -181,14 +186,12 @@ WRITE_STATE = """
 -- made, and is not written of anybody who is marked as forgotten.
 -- Nor where a snapshot has changed the history since: the count is what it was, and would not tell that events are missing.
 -- Gives 1 where it is written, 0 where what is there is newer, -1 where the user was forgotten, -2 where the history is another.
+"""
+    + _COUNT
+    + """
 local data, at = ARGV[1], tonumber(ARGV[3])
 local mine = #data >= at + 8 and struct.unpack('<i8', data, at + 1) or 0
-local sequence = redis.call('GET', KEYS[2])
-local first, counted, seedings = 0, 0, 0
-if sequence then
-  local from, to, changes = string.match(sequence, '^(%d+) (%d+) ?(%d*)$')
-  first, counted, seedings = tonumber(from), tonumber(to), tonumber(changes) or 0
-end
+local first, counted, seedings = count_of(redis.call('GET', KEYS[2]))
 if mine > counted or (mine > 0 and mine < first) then return -1 end
 if mine == 0 and redis.call('EXISTS', KEYS[3]) == 1 then return -1 end
 if ARGV[4] ~= '' and tonumber(ARGV[4]) ~= seedings then return -2 end
@@ -206,6 +209,7 @@ else
 end
 return 1
 """
+)
 
 FORGET = """
 -- KEYS history, sequence, mark of who was forgotten, three streams whose entries have the user first, a hash whose fields begin

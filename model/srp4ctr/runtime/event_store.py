@@ -32,8 +32,10 @@ class Counted(NamedTuple):
     @classmethod
     def read(cls, stored: bytes) -> "Counted":
         """What the sequence's key holds; raises ValueError where that is something else."""
-        first, last, *seedings = stored.split()
-        return cls(int(first), int(last), *map(int, seedings[:1]))
+        numbers = stored.split()
+        if not 2 <= len(numbers) <= 3:
+            raise ValueError(f"a count has two or three numbers, and this one {len(numbers)}")
+        return cls(*map(int, numbers))
 
     def behind(self, sequence: int) -> int:
         """Acknowledged events that a state of that sequence lacks."""
