@@ -29,7 +29,7 @@ def oracle(tiny, tiny_sequence, doings):
     bundles = {run.bundle.manifest.version: run.bundle for run in (tiny, tiny_sequence)}
     states = {}
     for version, bundle in bundles.items():
-        (one,) = HistoryEncoder(bundle).encode([History(doings.user, 0, doings.before, {})])
+        (one,) = HistoryEncoder(bundle).encode([History(doings.user, 0, 0, doings.before, {})])
         packed = encode_state(one.state, bundle.manifest.state, bundle.manifest.fingerprint_bytes)
         states[version] = {doings.user: packed}
     return Oracle(bundles, Snapshot({doings.user: doings.before}, states))
