@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from srp4ctr.contract.errors import ConfigError
 from srp4ctr.runtime.metrics import METRICS, evaluate_rows
 from srp4ctr_offline.floors import FLOORS
 from srp4ctr_offline.prepared import TEST
+from srp4ctr_offline.study import production
 from srp4ctr_offline.study.aims import next_item_aims, rows_aims
 from srp4ctr_offline.study.compare import Compared, spread
 from srp4ctr_offline.study.conditions import CONDITIONS
@@ -29,7 +30,7 @@ from srp4ctr_offline.study.run import main
 from srp4ctr_offline.study.sections import ABLATED, ABLATED_OF, ABLATIONS
 from srp4ctr_offline.study.serving import FRONTIER, frontier_points, per_candidate
 from srp4ctr_offline.study.slices import ITEM_BOUNDS, Slice, item_bounds, make_slices, tail_bounds
-from srp4ctr_offline.study.summary import summary_section
+from srp4ctr_offline.study.summary import setup_section, summary_section
 
 PLAN = """
 [protocols.tiny-ml-1m]
@@ -206,6 +207,18 @@ def test_a_changed_configuration_is_another_cell(study, copied, tiny) -> None:
     assert {keys["tokens"], keys["sequence"]} < done
 
 
+def test_a_condition_that_was_not_measured_is_missing(copied) -> None:
+    """A finished cell whose predictions under a planned condition are gone is named; what is gone is not 0."""
+    results = Results(copied.results)
+    cell = next(cell for cell in load_plan(copied.plan).cells() if cell.model == "tokens")
+    results.prediction_path(f"{cell.key}.state_int8").unlink()
+    assert copied.run("--no-training") == 0
+    text = (copied.report / "quality.md").read_text()
+    assert "- tiny-ml-1m: tokens under state_int8" in text
+    assert "All planned cells are finished" not in text
+    assert re.search(r"int8 states of tokens .* not measured \| not measured", text)
+
+
 def test_next_items_stand_beside_published_figures(copied, tiny) -> None:
     """A next-item cell has two entries, one against all items, and a table with what others have published."""
     copied.plan.write_text(copied.plan.read_text() + BEAUTY.format(config=tiny.config_path))
@@ -323,14 +336,24 @@ def test_models_are_paired_on_the_seeds_that_both_have() -> None:
     assert [other.name for other in here.differences()] == ["din", "item_popularity"]
 
 
+def test_single_seeds_are_compared_by_all_there_are() -> None:
+    """A rival's unlucky seed that the reference shares does not speak for its others."""
+    right, wrong = np.tile([0.2, 0.8], 200), np.tile([0.8, 0.2], 200)
+    one = compared(tokens={1: right}, din={1: wrong, 2: right, 3: right, 4: right}).difference("din")
+    assert one.paired["auc"]["difference"] == 1
+    assert one.single["auc"]["difference"] == 0.25
+
+
 def test_a_verdict_needs_its_seeds() -> None:
     """The interval decides who is better, in each metric's direction; fewer than three seeds are a lead."""
     right, wrong = np.tile([0.2, 0.8], 200), np.tile([0.8, 0.2], 200)
     few = compared(tokens={1: right, 2: right}, din={1: wrong, 2: wrong}).difference("din")
     assert few.paired["auc"]["difference"] == 1
-    assert few.single["auc"] == 1
+    assert few.single["auc"] == {"difference": 1, "interval_95": [1, 1]}
     assert few.verdict().startswith("better (a lead")
     assert few.verdict("logloss").startswith("better")
+    floor = compared(tokens={1: right, 2: right}).difference("item_popularity")
+    assert floor.verdict().startswith("better (a lead")
     many = dict.fromkeys((1, 2, 3), right)
     here = compared(tokens=dict.fromkeys((1, 2, 3), wrong), din=many)
     assert here.difference("din").verdict() == "worse"
@@ -397,7 +420,7 @@ def test_the_study_plans_what_the_report_explains(monkeypatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     models = load_plan(Path("configs/study.toml")).protocols["ml-1m"].models
     assert {*ABLATIONS, *FRONTIER, ABLATED, *ABLATED_OF.values()} <= set(models)
-    parts = {name for name in models if name.startswith(("no-", "mean-", "encoder-", "ids-"))}
+    parts = {name for name in models if name.startswith(("no-", "mean-", "encoder-", "ids-", "candidates-"))}
     assert parts == set(ABLATIONS)
     for name in parts:
         assert models[name].seeds == 1
@@ -488,6 +511,37 @@ def test_the_aim_on_next_items_needs_both_figures(hits, gains, word) -> None:
         measured = Measured(protocol, "next_item", "tokens", {}, records)
         assert [verdict for _, _, verdict in next_item_aims(measured)] == expected
     assert next_item_aims(Measured("beauty", "next_item", "tokens", {}, {}))[0][2] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("rare", "common", "word"),
+    [(False, True, "met"), (True, False, "**missed**"), (True, True, "met, intervals overlap")],
+)
+def test_the_aim_on_rare_items_is_a_gain_over_the_rival(
+    made_up, tiny, monkeypatch, rare, common, word
+) -> None:
+    """Over a rival that is wrong on common rows alone, rare ones gain less; without predictions nothing is measured."""
+    here = made_up({}, tokens=dict.fromkeys(SEEDS, RIGHT), din=dict.fromkeys(SEEDS, RIGHT))
+    aim = next(one for one in rows_aims(here, {}) if "rarer items" in one[0])
+    assert aim[2] == "not measured"
+    half = np.arange(400) < 200
+    rival = np.where(half, RIGHT if rare else WRONG, RIGHT if common else WRONG)
+    counts = np.where(half, 5, 5000)
+    here = made_up({}, tokens=dict.fromkeys(SEEDS, RIGHT), din=dict.fromkeys(SEEDS, rival))
+    monkeypatch.setattr(production, "item_counts", lambda *_: counts)
+    here = replace(here, prepared=tiny.prepared, rows=np.arange(400))
+    assert next(one for one in rows_aims(here, {}) if "rarer items" in one[0])[2] == word
+
+
+def test_what_has_seen_labels_is_named(made_up) -> None:
+    """Pre-training whose candidates or hidden behaviours are predicted is supervised; items and attributes alone are not."""
+    cells = [cell for cell in load_plan(Path("configs/study.toml")).cells() if cell.protocol == "ml-1m"]
+    here = made_up({}, tokens=dict.fromkeys(SEEDS, RIGHT))
+    planned = {cell.model: {1: cell} for cell in cells if cell.seed == 1}
+    text = setup_section(replace(here, cells=planned))[-1]
+    named = set(re.findall(r"`([a-z0-9-]+)`", text))
+    assert {"tokens", "encoder-only", "candidates-only", "ids-only-masking"} <= named
+    assert named.isdisjoint({"no-labels", "no-pretraining", "din"})
 
 
 def test_rare_items_are_said_to_gain_only_where_intervals_lie_apart() -> None:

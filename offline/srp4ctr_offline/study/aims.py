@@ -3,11 +3,18 @@
 from collections.abc import Mapping
 
 from srp4ctr.runtime.metrics import Quality
-from srp4ctr_offline.study.compare import ENOUGH_SEEDS, Difference
-from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, RIVAL, averaged_rival, minutes_ratio
+from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, Difference
+from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import number, seeds_text, table, with_interval
 from srp4ctr_offline.study.measured import Measured
-from srp4ctr_offline.study.production import Paired, lift_kept
+from srp4ctr_offline.study.production import (
+    Conditions,
+    Paired,
+    gains_text,
+    lift_kept,
+    tail_gains,
+    tail_slices,
+)
 
 OVER_DIN = 0.006
 BELOW_SEQUENCE = 0.003
@@ -17,50 +24,80 @@ COLD_LIFT = 0.5
 BEAUTY = (0.5506, 0.3732)
 
 UNKNOWN = "not measured"
+WHOLE, TOKENS_ALONE = "sequence", "no-recent-events"
+Aim = tuple[str, str, str]
+"""What was aimed at, what was measured, and `met`, `missed` or `not measured`."""
 
 
-def rows_aims(
-    measured: Measured, conditions: Mapping[str, Mapping[str, tuple[Paired, Quality]]]
-) -> list[tuple[str, str, str]]:
-    """Aim, what was measured, and `met`, `missed` or `not measured`, of one protocol of rows."""
+def rows_aims(measured: Measured, conditions: Conditions) -> list[Aim]:
+    """Aims on one protocol of rows."""
     compared, reference = measured.compared, measured.reference
     if compared is None or reference not in compared.probabilities:
         return []
-    found = []
+    found: list[Aim] = []
     if RIVAL in measured.cells:
         found += _over_rival(measured)
-    if "sequence" in measured.cells:
-        one = compared.difference("sequence")
-        met = one is not None and _auc(one) >= -BELOW_SEQUENCE
-        aim = f"AUC of {reference} at most {number(BELOW_SEQUENCE, 3)} below sequence"
-        found.append((aim, _paired(one), _word(met, one, few=_few(one))))
-    mine = conditions.get(reference, {})
-    planned = any(cell.plan.conditions for cell in measured.cells[reference].values())
-    for name, limit in STATE_COST.items() if planned else ():
-        change = mine[name][0]["auc"]["difference"] if name in mine else None
-        text = UNKNOWN if change is None else f"{number(change, 6, '+')}, 1 seed"
-        aim = f"{name.removeprefix('state_')} states of {reference} cost at most {number(limit)} AUC"
-        found.append((aim, text, _word(change is not None and change >= -limit, change)))
-    ece = compared.spread(reference)["ece"]
-    found.append(
-        (
-            f"ECE of {reference} at most {number(ECE, 2)}, mean of single seeds",
-            number(ece.mean),
-            _word(ece.mean <= ECE, ece),
-        )
-    )
-    if planned:
-        kept = lift_kept(measured, reference, mine["new_items"][1]) if "new_items" in mine else None
-        met = kept is not None and kept >= COLD_LIFT
-        text = "no lift to keep" if kept is None else f"{100 * kept:,.0f} %, 1 seed"
-        if "new_items" not in mine:
-            text = UNKNOWN
-        aim = f"candidates by attributes alone keep {100 * COLD_LIFT:.0f} % of {reference}'s lift over item popularity"
-        found.append((aim, text, _word(met, mine.get("new_items"))))
+        found.append(_tail(measured))
+    if WHOLE in measured.cells:
+        found.append(_below_whole(measured))
+    for name in (reference, TOKENS_ALONE):
+        if any(cell.plan.conditions for cell in measured.cells.get(name, {}).values()):
+            found += _state_costs(name, conditions.get(name, {}))
+    found.append(_calibration(measured))
+    if any(cell.plan.conditions for cell in measured.cells[reference].values()):
+        found.append(_cold_lift(measured, conditions.get(reference, {})))
     return found
 
 
-def _over_rival(measured: Measured) -> list[tuple[str, str, str]]:
+def _tail(measured: Measured) -> Aim:
+    """As much over the rival on rare items as on common ones."""
+    aim = f"over {RIVAL}, {measured.reference} gains on the rarer items that training has seen as much as on the most common"
+    gains = tail_gains(tail_slices(measured))
+    if gains is None:
+        return aim, UNKNOWN, UNKNOWN
+    rare, common = gains.values()
+    word = _word(rare["difference"] >= common["difference"], gains)
+    apart = (
+        rare["interval_95"][0] > common["interval_95"][1] or rare["interval_95"][1] < common["interval_95"][0]
+    )
+    return aim, gains_text(gains), word + ("" if apart else ", intervals overlap")
+
+
+def _below_whole(measured: Measured) -> Aim:
+    assert measured.compared is not None
+    one = measured.compared.difference(WHOLE)
+    met = one is not None and _auc(one) >= -BELOW_SEQUENCE
+    aim = f"AUC of {measured.reference} at most {number(BELOW_SEQUENCE, 3)} below {WHOLE}"
+    return aim, _paired(one), _word(met, one, few=_few(one))
+
+
+def _state_costs(name: str, found: Mapping[str, tuple[Paired, Quality]]) -> list[Aim]:
+    aims = []
+    for state, limit in STATE_COST.items():
+        change = found[state][0]["auc"]["difference"] if state in found else None
+        text = UNKNOWN if change is None else f"{number(change, 6, '+')}, 1 seed"
+        aim = f"{state.removeprefix('state_')} states of {name} cost at most {number(limit)} AUC"
+        aims.append((aim, text, _word(change is not None and change >= -limit, change)))
+    return aims
+
+
+def _calibration(measured: Measured) -> Aim:
+    assert measured.compared is not None
+    ece = measured.compared.spread(measured.reference)["ece"].mean
+    aim = f"ECE of {measured.reference} at most {number(ECE, 2)}, mean of single seeds"
+    return aim, number(ece), _word(ece <= ECE, ece)
+
+
+def _cold_lift(measured: Measured, found: Mapping[str, tuple[Paired, Quality]]) -> Aim:
+    aim = f"candidates by attributes alone keep {100 * COLD_LIFT:.0f} % of {measured.reference}'s lift over item popularity"
+    if "new_items" not in found:
+        return aim, UNKNOWN, UNKNOWN
+    kept = lift_kept(measured, measured.reference, found["new_items"][1])
+    text = "no lift to keep" if kept is None else f"{100 * kept:,.0f} %, 1 seed"
+    return aim, text, _word(kept is not None and kept >= COLD_LIFT, text)
+
+
+def _over_rival(measured: Measured) -> list[Aim]:
     """Over one DIN, and over as many of it as the same CPU minutes pay for; no aim is met over one of fewer minutes."""
     compared, reference = measured.compared, measured.reference
     assert compared is not None
@@ -103,7 +140,7 @@ def _at_equal_cpu(word: str, *, met: bool, ratio: float | None) -> str:
     return f"open: {RIVAL} had too few CPU minutes"
 
 
-def next_item_aims(measured: Measured) -> list[tuple[str, str, str]]:
+def next_item_aims(measured: Measured) -> list[Aim]:
     """The aim on Amazon Beauty, by the best mean over seeds among the models."""
     if "beauty" not in measured.protocol:
         return []
@@ -117,7 +154,7 @@ def next_item_aims(measured: Measured) -> list[tuple[str, str, str]]:
     return found or [(aim, UNKNOWN, UNKNOWN)]
 
 
-def aims_table(aims: list[tuple[str, str, str]]) -> str:
+def aims_table(aims: list[Aim]) -> str:
     """The aims as a table."""
     return table(["aim", "measured", "verdict"], aims)
 

@@ -1,8 +1,8 @@
 """A protocol's models on the same test rows: seed by seed, seed-averaged, and paired with the reference.
 
 Seed-averaged predictions are the mean of the seeds' probabilities. That is an ensemble: it ranks better than its seeds
-do one by one, the more so the more there are, and nobody serves it. So the single seeds' mean stands beside it, and two
-models are paired on the seeds that both have.
+do one by one, the more so the more there are, and nobody serves it. So they are paired on the seeds that both models
+have, and the means of all single seeds of each, which no number of seeds favours, stand beside them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,6 +14,8 @@ import numpy as np
 from srp4ctr.runtime.metrics import METRICS, Floats, Labels, Quality, evaluate_rows
 from srp4ctr_offline.prepared import Ints
 
+RIVAL = "din"
+"""The published model that the reference is compared with in all sections."""
 ENOUGH_SEEDS = 3
 """On each side; a difference of fewer is a lead and no claim."""
 
@@ -28,11 +30,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """One model minus another, by metric: of the single seeds' means, and of the seed-averaged, paired."""
+    """One model minus another, by metric, paired: means of all single seeds of each, and seed-averaged over shared `seeds`."""
 
     name: str
     seeds: tuple[int, ...]
-    single: dict[str, float] | None
+    single: dict[str, dict[str, Any]]
     paired: dict[str, dict[str, Any]]
     floor: bool = False
 
@@ -44,8 +46,9 @@ class Difference:
         if low <= 0 <= high:
             return "not told apart"
         word = "better" if (low > 0) == (metric in ("auc", "gauc")) else "worse"
-        enough = self.floor or len(self.seeds) >= ENOUGH_SEEDS
-        return word if enough else f"{word} (a lead: fewer than {ENOUGH_SEEDS} seeds)"
+        return (
+            word if len(self.seeds) >= ENOUGH_SEEDS else f"{word} (a lead: fewer than {ENOUGH_SEEDS} seeds)"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,9 @@ class Compared:
         return self._known[name, taken]
 
     def single(self, name: str) -> Quality:
-        """A model's single seeds: the mean of their metrics, draw by draw, to be paired with others."""
+        """A model's single seeds: the mean of their metrics, draw by draw, to be paired with others; a floor as it is."""
+        if name in self.floors:
+            return self.quality(name)
         each = [self.quality(name, (seed,)) for seed in self.seeds(name)]
         value, draws = (np.mean([getattr(one, part) for one in each], axis=0) for part in ("value", "draws"))
         return Quality(value, draws)
@@ -95,15 +100,8 @@ class Compared:
         seeds = self.seeds(first) if floor else self.seeds(first, name)
         if not seeds or name == first:
             return None
-        other = self.quality(name, seeds)
-        single = {
-            metric: float(
-                np.mean([self.figures[first][seed][metric] for seed in seeds])
-                - (other.value[i] if floor else np.mean([self.figures[name][seed][metric] for seed in seeds]))
-            )
-            for i, metric in enumerate(METRICS)
-        }
-        paired = self.quality(first, seeds).difference(other)
+        single = self.single(first).difference(self.single(name))
+        paired = self.quality(first, seeds).difference(self.quality(name, seeds))
         return Difference(name, seeds, single, paired, floor)
 
     def differences(self) -> list[Difference]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from srp4ctr_offline.study.compare import Difference, spread
+from srp4ctr_offline.study.compare import RIVAL, Difference, spread
 from srp4ctr_offline.study.entries import cpu_minutes
 from srp4ctr_offline.study.markdown import (
     NONE,
@@ -17,7 +17,6 @@ from srp4ctr_offline.study.markdown import (
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.production import Paired
 
-RIVAL = "din"
 EQUAL_CPU = (RIVAL, "din-own-histories")
 ENOUGH_MINUTES = 0.8
 """Of the reference's; against a rival of fewer nothing is won at equal CPU."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from srp4ctr.runtime.metrics import Quality, evaluate_rows
+from srp4ctr_offline.study.compare import RIVAL
 from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.markdown import NONE, number, seeds_text, table, thousands, with_interval
 from srp4ctr_offline.study.measured import Measured
@@ -17,24 +18,23 @@ from srp4ctr_offline.study.slices import (
     tail_bounds,
 )
 
-RIVAL = "din"
-SLICED = ("sequence", "din", "item_popularity", "item_mean_user_residual")
+SLICED = ("sequence", RIVAL, "item_popularity", "item_mean_user_residual")
 POPULARITY = "item_popularity"
 UNORDERED = "ml-1m"
 """In the names of protocols whose training rows are in a random order."""
 
 Paired = dict[str, dict[str, Any]]
+Conditions = dict[str, dict[str, tuple[Paired, Quality]]]
+"""By model and condition: the condition minus the same trained model as it is, paired, and the condition's quality."""
 
 
-def condition_differences(
-    measured: Measured, results: Results
-) -> dict[str, dict[str, tuple[Paired, Quality]]]:
-    """By model and condition: the condition minus the same trained model as it is, paired, and the condition's quality."""
+def condition_differences(measured: Measured, results: Results) -> Conditions:
+    """What is there of the conditions that finished cells were to be measured under."""
     compared, prepared, rows = measured.compared, measured.prepared, measured.rows
     assert compared is not None
     assert prepared is not None
     assert rows is not None
-    found: dict[str, dict[str, tuple[Paired, Quality]]] = {}
+    found: Conditions = {}
     for model, records in measured.records.items():
         for seed in records:
             if not measured.cells[model][seed].has_conditions:
@@ -51,9 +51,7 @@ def condition_differences(
     return found
 
 
-def conditions_section(
-    measured: Measured, conditions: dict[str, dict[str, tuple[Paired, Quality]]]
-) -> list[str]:
+def conditions_section(measured: Measured, conditions: Conditions) -> list[str]:
     """Stored states, missing events, candidates by attributes alone, users without history."""
     planned = [
         name for name, seeds in measured.cells.items() if any(cell.plan.conditions for cell in seeds.values())
@@ -154,12 +152,26 @@ def slices_section(measured: Measured) -> list[str]:
         "By the training rows of the item (0: new items):",
         _slices_table(by_item, "training rows", measured.reference),
     ]
-    blocks += tail_sentence(make_slices(compared, counts, tail_bounds(counts), (*names[:1], RIVAL), RIVAL))
+    blocks += tail_sentence(tail_slices(measured))
     return [
         *blocks,
         "By the events of the user before the row (0: new users):",
         _slices_table(by_user, "events before", measured.reference),
     ]
+
+
+def tail_slices(measured: Measured) -> list[Slice]:
+    """Reference and rival on the rarer items that training has seen, and on the most common; empty without predictions."""
+    compared, prepared, rows = measured.compared, measured.prepared, measured.rows
+    if (
+        compared is None
+        or prepared is None
+        or rows is None
+        or measured.reference not in compared.probabilities
+    ):
+        return []
+    counts = item_counts(prepared, rows)
+    return make_slices(compared, counts, tail_bounds(counts), (measured.reference, RIVAL), RIVAL)
 
 
 def _slices_table(slices: list[Slice], what: str, reference: str) -> str:
@@ -181,20 +193,32 @@ def _slices_table(slices: list[Slice], what: str, reference: str) -> str:
 
 def tail_sentence(slices: list[Slice]) -> list[str]:
     """Whether rare items gain more than common ones, of the two slices; only where their intervals lie apart."""
-    gains = [one for one in slices if one.difference and None not in one.difference["interval_95"]]
-    if len(gains) != 2:
+    gains = tail_gains(slices)
+    if gains is None:
         return []
-    rare, common = gains
-    (low, high), (least, most) = (one.difference["interval_95"] for one in gains if one.difference)
+    (low, high), (least, most) = (one["interval_95"] for one in gains.values())
     word = "gain more than" if low > most else "gain less than" if high < least else "are not told apart from"
-    texts = [
-        f"{one.name} training rows: {with_interval(one.difference['difference'], one.difference['interval_95'], '+')}"
-        for one in (rare, common)
-        if one.difference
-    ]
     return [
         (
             f"The rarer items that training has seen {word} the most common, by `{RIVAL}`'s paired intervals "
-            f"({'; '.join(texts)})."
+            f"({gains_text(gains)})."
         )
     ]
+
+
+def tail_gains(slices: list[Slice]) -> dict[str, dict[str, Any]] | None:
+    """The differences of the rarer and of the most common items, by the slices' names; None where one is not defined."""
+    gains = {
+        one.name: one.difference
+        for one in slices
+        if one.difference is not None and None not in one.difference["interval_95"]
+    }
+    return gains if len(gains) == 2 else None
+
+
+def gains_text(gains: dict[str, dict[str, Any]]) -> str:
+    """Each slice's difference with its interval."""
+    return "; ".join(
+        f"{name} training rows: {with_interval(gain['difference'], gain['interval_95'], '+')}"
+        for name, gain in gains.items()
+    )

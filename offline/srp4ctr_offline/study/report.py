@@ -6,12 +6,13 @@ of the same results.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from srp4ctr.runtime.metrics import DRAWS
 from srp4ctr_offline.study.aims import aims_table, next_item_aims, rows_aims
 from srp4ctr_offline.study.compare import ENOUGH_SEEDS
+from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.cost import cost_of
 from srp4ctr_offline.study.entries import entries
 from srp4ctr_offline.study.equal_cpu import equal_cpu_section
@@ -21,7 +22,12 @@ from srp4ctr_offline.study.next_item_section import next_item_section
 from srp4ctr_offline.study.page import render_page
 from srp4ctr_offline.study.part import Part, commits_of, load_part
 from srp4ctr_offline.study.plan import StudyPlan
-from srp4ctr_offline.study.production import condition_differences, conditions_section, slices_section
+from srp4ctr_offline.study.production import (
+    Conditions,
+    condition_differences,
+    conditions_section,
+    slices_section,
+)
 from srp4ctr_offline.study.results import Results
 from srp4ctr_offline.study.sections import (
     ablations_section,
@@ -81,6 +87,7 @@ def _part(one: Measured, results: Results, plots: Path, leads: bool) -> Part:
     """What is said of a protocol with finished cells; of the one that leads also what serving costs, and a summary."""
     body: list[str] = []
     summary: list[str] = []
+    conditions: Conditions = {}
     if one.measure == "next_item":
         body += next_item_section(one, plots)
         aims = next_item_aims(one)
@@ -107,7 +114,7 @@ def _part(one: Measured, results: Results, plots: Path, leads: bool) -> Part:
         commits=dict(commits_of(one)),
         row=_protocol_row(one),
         entries=entries(one),
-        missing=_missing(one),
+        missing=[*_missing(one), *_unmeasured(one, conditions)],
         aims=aims,
         body=body,
         summary=summary,
@@ -151,7 +158,7 @@ def _opening(measured: list[Measured], parts: Mapping[str, Part], plan: StudyPla
                 ),
             ]
         ),
-        *_commits(parts.values()),
+        *_commits(list(parts.values())),
         *_kept(measured, parts),
     ]
     missing = [
@@ -174,10 +181,12 @@ def _protocol_row(one: Measured) -> list[str]:
     return [one.protocol, what, test, users, share, str(len(one.cells)), f"{done} of {planned}"]
 
 
-def _commits(parts: Iterable[Part]) -> list[str]:
+def _commits(parts: Sequence[Part]) -> list[str]:
     commits = sum((Counter(part.commits) for part in parts), Counter[str]())
     counted = ", ".join(f"{name} ({count})" for name, count in sorted(commits.items()))
-    return [f"Commits that the cells were trained on top of: {counted}."] if commits else []
+    unknown = sum(len(part.cells) for part in parts) - commits.total()
+    rest = f", and {unknown} of which it was not kept" if unknown else ""
+    return [f"Commits that the cells were trained on top of: {counted}{rest}."] if commits else []
 
 
 def _kept(measured: list[Measured], parts: Mapping[str, Part]) -> list[str]:
@@ -204,6 +213,18 @@ def _missing(one: Measured) -> list[str]:
     if gone:
         missing.append(f"{one.protocol}: no predictions of {', '.join(gone)}, which are in no seed-average")
     return missing
+
+
+def _unmeasured(one: Measured, conditions: Conditions) -> list[str]:
+    """Conditions that a finished cell was to be measured under, and is not."""
+    found = []
+    for name, seeds in one.cells.items():
+        if not any(cell.has_conditions and seed in one.records.get(name, {}) for seed, cell in seeds.items()):
+            continue
+        absent = [condition for condition in CONDITIONS if condition not in conditions.get(name, {})]
+        if absent:
+            found.append(f"{one.protocol}: {name} under {', '.join(absent)}")
+    return found
 
 
 def _aims(aims: list[tuple[str, str, str]]) -> list[str]:

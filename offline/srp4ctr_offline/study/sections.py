@@ -5,14 +5,12 @@ from pathlib import Path
 
 from srp4ctr.runtime.metrics import METRICS, calibration_curve
 from srp4ctr_offline.plots import plot_calibration
-from srp4ctr_offline.study.compare import Compared, Difference, spread
+from srp4ctr_offline.study.compare import RIVAL, Compared, Difference, spread
 from srp4ctr_offline.study.entries import cpu_minutes
 from srp4ctr_offline.study.markdown import (
-    NONE,
     best_epochs,
     image,
     minutes_text,
-    number,
     padding_text,
     seeds_text,
     table,
@@ -26,10 +24,11 @@ ABLATIONS = {
     "no-pretraining": "fine-tuned from fresh weights, for longer and at a higher rate",
     "encoder-only": "pre-training teaches the encoder alone, not what reads it",
     "no-labels": "as encoder-only, and neither labels nor behaviours are predicted",
+    "candidates-only": "held-out events are scored as candidates, and nothing hidden is predicted",
     "no-item-attributes": "item ids and behaviour features",
     "no-behaviour-features": "item ids and attributes",
     "no-side-information": "neither item attributes nor behaviour features; user features remain",
-    "ids-only-masking": "pre-training hides whole items and predicts their ids alone",
+    "ids-only-masking": "of what it hides, pre-training predicts item ids alone; held-out events are scored as candidates as ever",
     "mean-pooling-recent": "the mean of the history is the only token, beside the recent events",
     "no-recent-events": "candidates see the tokens alone",
     "mean-pooling": "no querying transformer: the mean of the history is the only token",
@@ -100,10 +99,9 @@ def _paired(measured: Measured, plots: Path) -> list[str]:
         return [f"`{reference}` has no finished cell here, so that nothing is paired."]
     blocks = [
         (
-            f"`{reference}` minus each other. Single: the difference of the means of single seeds. Paired: of the "
-            "seed-averaged predictions, over the seeds that both have, with a 95 % interval over the same draws of "
-            "users; a floor, with all seeds. The interval covers the choice of test users, and the seeds only as far as "
-            "averaging does."
+            f"`{reference}` minus each other, with 95 % intervals over the same draws of users. Single: of the means of all "
+            "single seeds of each. Paired: of the seed-averaged predictions, over the seeds that both have; a floor, with all "
+            "seeds. Intervals cover the choice of test users, and the seeds only as far as averaging does."
         ),
         differences_table(differences, reference),
     ]
@@ -123,13 +121,12 @@ def differences_table(differences: Iterable[Difference], reference: str, notes: 
     rows = []
     for one in differences:
         paired = [
-            with_interval(one.paired[metric]["difference"], one.paired[metric]["interval_95"], "+")
-            for metric in ("auc", "gauc", "logloss")
+            with_interval(of["difference"], of["interval_95"], "+")
+            for of in (one.single["auc"], *(one.paired[metric] for metric in ("auc", "gauc", "logloss")))
         ]
-        single = number(one.single["auc"], sign="+") if one.single else NONE
         name = f"{one.name}: {ABLATIONS[one.name]}" if notes else one.name
-        rows.append([name, seeds_text(one.seeds), single, *paired, one.verdict()])
-    head = ["model", "seeds", "single AUC", "paired AUC", "paired GAUC", "paired logloss"]
+        rows.append([name, seeds_text(one.seeds), *paired, one.verdict()])
+    head = ["model", "shared seeds", "single AUC", "paired AUC", "paired GAUC", "paired logloss"]
     return table([*head, f"{reference}, by AUC, is"], rows)
 
 
@@ -200,7 +197,7 @@ def _epochs(record: Record) -> list[dict[str, float]]:
 
 
 def _calibrated(measured: Measured) -> tuple[str, ...]:
-    return (measured.reference, "sequence", "din")
+    return (measured.reference, "sequence", RIVAL)
 
 
 def _compared(measured: Measured) -> Compared:

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from srp4ctr_offline.study.compare import spread
+from srp4ctr_offline.study.compare import RIVAL, spread
 from srp4ctr_offline.study.cost import CANDIDATES, TIMED_CANDIDATES, Cost
 from srp4ctr_offline.study.markdown import NONE, image, number, percent, table, thousands, with_deviation
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.plan import Cell
 from srp4ctr_offline.study.plots import Point, plot_frontier
 
-AGAINST = "din"
-COSTED = ("sequence", AGAINST)
+COSTED = ("sequence", RIVAL)
 FRONTIER = (
     "mean-pooling",
     "tokens-q4",
@@ -119,8 +118,8 @@ def cost_section(measured: Measured, cost: Cost) -> list[str]:
             f"Floating point operations counted node by node in the exported graphs, histories of {cost['events']} events. "
             "Encoded once a request: the history is encoded for the request and its cost shared by the candidates, which is "
             "the paper's accounting. From the cache: the state is there already, as we serve it; the encoder then runs once "
-            f"an event or a publication instead. In percent, signed, against `{AGAINST}` at the same number of candidates. "
-            f"Our scorer is exported folded (decision 0009); `{AGAINST}` as it is trained, so that what folding its tower "
+            f"an event or a publication instead. In percent, signed, against `{RIVAL}` at the same number of candidates. "
+            f"Our scorer is exported folded (decision 0009); `{RIVAL}` as it is trained, so that what folding its tower "
             "would save is not taken off. "
             "The paper's figures are published ones (CIKM 2024, arXiv 2407.19658), of other data and another base model: "
             "they show the direction, and are no measurement of ours."
@@ -128,7 +127,7 @@ def cost_section(measured: Measured, cost: Cost) -> list[str]:
         _operations_table(models),
         (
             f"CPU of ONNX Runtime, one thread, milliseconds a request: the median of {cost['rounds']} rounds of "
-            f"{cost['runs']} requests each, in which the models take turns. `{AGAINST}` keeps no state and reads the history "
+            f"{cost['runs']} requests each, in which the models take turns. `{RIVAL}` keeps no state and reads the history "
             "in each request; of the others the scorer, and the encoder of one history by itself. Fetching, decoding and "
             "looking up are in none of them. Compare within this table only."
         ),
@@ -141,12 +140,12 @@ def cost_section(measured: Measured, cost: Cost) -> list[str]:
 
 
 def _operations_table(models: Cost) -> str:
-    rival = models.get(AGAINST)
+    rival = models.get(RIVAL)
     rows = []
     for count in CANDIDATES:
         for name, one in models.items():
             request, cached = per_candidate(one, count)
-            against = rival["flops"][str(count)] / count if rival and name != AGAINST else None
+            against = rival["flops"][str(count)] / count if rival and name != RIVAL else None
             rows.append(
                 [
                     name,
@@ -161,7 +160,7 @@ def _operations_table(models: Cost) -> str:
         ["the paper, over DIN + MMoE (published)", str(count), NONE, f"{value:+} %", NONE, NONE]
         for count, value in PAPER_PERCENT.items()
     ]
-    against_text = f"against {AGAINST}"
+    against_text = f"against {RIVAL}"
     return table(
         [
             "model",

@@ -4,8 +4,9 @@ from typing import Any
 
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr_offline.config import OptimizerConfig
+from srp4ctr_offline.study.compare import RIVAL, Difference
 from srp4ctr_offline.study.cost import Cost
-from srp4ctr_offline.study.equal_cpu import RIVAL, averaged_rival, minutes_ratio
+from srp4ctr_offline.study.equal_cpu import averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import (
     NONE,
     bullets,
@@ -47,7 +48,7 @@ def _over_rival(measured: Measured) -> str | None:
     compared, reference = measured.compared, measured.reference
     assert compared is not None
     one, ratio = compared.difference(RIVAL), minutes_ratio(measured, RIVAL)
-    if one is None or one.single is None or ratio is None:
+    if one is None or ratio is None:
         return None
     return (
         f"`{reference}` has a test AUC of {with_deviation(compared.spread(reference)['auc'])} in single seeds, `{RIVAL}` "
@@ -91,12 +92,16 @@ def _against_whole(measured: Measured, cost: Cost) -> str | None:
 
 
 def _pretraining(measured: Measured) -> str | None:
-    fresh, unlabelled = (_worth(measured, name) for name in (FRESH, WITHOUT_LABELS))
+    fresh = _worth(measured, FRESH)
     if fresh is None:
         return None
+    compared = measured.compared
+    assert compared is not None
+    alone = compared.difference(FRESH, WITHOUT_LABELS) if WITHOUT_LABELS in measured.cells else None
     rest = (
-        f", and without labels and behaviours among its targets {unlabelled} less"
-        if unlabelled
+        f"; items and their attributes alone, neither labels nor behaviours among its targets, are worth {_difference(alone)} "
+        "over none"
+        if alone
         else "; without labels and behaviours among its targets it is not measured"
     )
     return f"Pre-training, which sees the training rows' labels as event labels, is worth an AUC of {fresh}{rest}."
@@ -116,11 +121,11 @@ def _worth(measured: Measured, name: str) -> str | None:
     compared = measured.compared
     assert compared is not None
     one = compared.difference(name, ablated_of(measured, name))
-    return (
-        None
-        if one is None
-        else f"{_interval(one.paired)} ({len(one.seeds)} seed{'s' * (len(one.seeds) > 1)})"
-    )
+    return None if one is None else _difference(one)
+
+
+def _difference(one: Difference) -> str:
+    return f"{_interval(one.paired)} ({len(one.seeds)} seed{'s' * (len(one.seeds) > 1)})"
 
 
 def _state_bytes(measured: Measured, name: str) -> int:
@@ -152,7 +157,8 @@ def setup_section(measured: Measured) -> list[str]:
     if supervised:
         blocks.append(
             "Pre-training is supervised, too, where events have labels: those of the training rows are targets of events that "
-            "are scored as candidates, and behaviours are, which may be what labels are made of (a rating of 4 or more). No "
+            "are scored as candidates, and behaviours are, of those and of hidden ones, which may be what labels are made of (a "
+            "rating of 4 or more). No "
             "baseline is trained so. That is so of: " + ", ".join(f"`{name}`" for name in supervised) + "."
         )
     return blocks
@@ -161,8 +167,10 @@ def setup_section(measured: Measured) -> list[str]:
 def _sees_labels(cell: Cell) -> bool:
     masking = cell.config.pretrain.masking
     features = cell.config.features
-    told = features.event_label is not None or bool(features.behaviour_features)
-    return cell.plan.pretrained and masking.candidate_weight > 0 and told
+    behaviours = bool(features.behaviour_features)
+    as_candidates = masking.candidate_weight > 0 and (features.event_label is not None or behaviours)
+    as_hidden = masking.behaviour_weight > 0 and masking.attributes and behaviours
+    return cell.plan.pretrained and (as_candidates or as_hidden)
 
 
 def _setup(cell: Cell) -> list[str]:
