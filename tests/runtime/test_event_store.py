@@ -50,6 +50,24 @@ def test_events_are_taken_again_when_redis_is_back(redis_server, trouble):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("users", [1, 3])
+def test_events_are_taken_by_a_redis_that_has_lost_its_scripts(redis_server, users):
+    """Of each user of a request once, in the order of the users, whether they are one or several."""
+
+    async def run():
+        async with connect_async(StoreSettings(redis_url=redis_server.url), redis_server.url) as client:
+            store = AsyncEventStore(client, Keys("test"), Retention(8))
+            for number in range(2):
+                await client.script_flush()
+                new = {f"u-{user}": [RawEvent(number, f"e-{number}", "i", {})] for user in range(users)}
+                sent = new | {"u-0": [*new["u-0"], *new["u-0"]]}
+                assert await store.record(sent, 5.0) == [["stored", "duplicate"]] + [["stored"]] * (users - 1)
+            for user in range(users):
+                assert await client.llen(Keys("test").history(f"u-{user}")) == 2
+
+    asyncio.run(run())
+
+
 class Shelf:
     """One user's history in a Redis of its own."""
 

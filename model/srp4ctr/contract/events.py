@@ -46,7 +46,12 @@ def unpack_history(stored: Sequence[bytes]) -> list[RawEvent]:
     """The events of a stored history, in their order; ValueError where something else is stored there."""
     # One document: a parser's call costs more than an event.
     events = json.loads(b"[" + b",".join(stored) + b"]")
-    return [_checked(content, place) for place, content in enumerate(events)]
+    for place, content in enumerate(events):
+        # Types as a parser makes them, looked at one by one: a pattern takes four times as long, for each event of a history.
+        if not (type(content) is list and [type(part) for part in content] == [int, str, str, dict]):
+            # Not what it is: what users did does not belong into logs.
+            raise ValueError(f"what is stored at place {place} is no event")
+    return [RawEvent._make(content) for content in events]
 
 
 def check_time(time_ms: int, now_ms: int, max_ahead_s: float, field: str) -> None:
@@ -61,11 +66,3 @@ def check_time(time_ms: int, now_ms: int, max_ahead_s: float, field: str) -> Non
 def latest(events: Iterable[RawEvent]) -> int | None:
     """The time of the newest event whose time is known, Unix milliseconds."""
     return max((event.time_ms for event in events if event.time_ms > 0), default=None)
-
-
-def _checked(content: object, place: int) -> RawEvent:
-    match content:
-        case [int(time_ms), str(event_id), str(item_id), dict(features)]:
-            return RawEvent(time_ms, event_id, item_id, features)
-    # Not what it is: what users did does not belong into logs.
-    raise ValueError(f"what is stored at place {place} is no event")

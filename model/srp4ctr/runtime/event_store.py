@@ -173,22 +173,37 @@ class AsyncEventStore:
         more does no harm.
         """
         keep, ttl = self._retention.events, self._retention.ttl_s
-        pipeline: Any = self._client.pipeline(transaction=False)
-        # Left in order, or redis-py never gives back a connection whose look for the script failed: all would be used up.
-        async with pipeline:
-            for user_id, events in by_user.items():
-                keys = [
-                    self._keys.history(user_id),
-                    self._keys.sequence(user_id),
-                    self._keys.stream(partition(user_id)),
-                ]
-                arguments: list[Any] = [keep, ttl, user_id]
-                for event in events:
-                    arguments += (event.time_ms, event.event_id, pack_event(event))
-                await self._record(keys=keys, args=arguments, client=pipeline)
-            with store_errors():
-                answers: list[list[int]] = await within(limit_s, pipeline.execute())
+        calls = []
+        for user_id, events in by_user.items():
+            keys = [
+                self._keys.history(user_id),
+                self._keys.sequence(user_id),
+                self._keys.stream(partition(user_id)),
+            ]
+            arguments: list[Any] = [keep, ttl, user_id]
+            for event in events:
+                arguments += (event.time_ms, event.event_id, pack_event(event))
+            calls.append((keys, arguments))
+        with store_errors():
+            answers = await within(limit_s, self._record_each(calls))
         return [[_OUTCOMES[outcome] for outcome in outcomes] for outcomes in answers]
+
+    async def _record_each(self, calls: Sequence[tuple[list[str], list[Any]]]) -> list[list[int]]:
+        """The script's answers, in one round trip: a pipeline of redis-py's scripts asks each time whether Redis has them."""
+        if len(calls) == 1:
+            ((keys, arguments),) = calls
+            return [await self._record(keys, arguments)]
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for keys, arguments in calls:
+                pipeline.evalsha(self._record.sha, len(keys), *keys, *arguments)
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        for place, (answer, (keys, arguments)) in enumerate(zip(answers, calls, strict=True)):
+            # A Redis that began anew has no scripts, which whoever calls one alone gives it.
+            if isinstance(answer, redis.exceptions.NoScriptError):
+                answers[place] = await self._record(keys, arguments)
+            elif isinstance(answer, Exception):
+                raise answer
+        return answers
 
     async def forget(self, user_id: str, limit_s: float) -> int:
         """Remove all that is stored of the user; gives how many keys and waiting entries that were.
