@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import structlog
 from starlette.requests import Request
@@ -20,6 +20,7 @@ from srp4ctr_service.keys import ApiKeys
 from srp4ctr_service.routing import RAISED
 from srp4ctr_service.telemetry import Telemetry
 from srp4ctr_service.tracing import Attribute, Trace, Tracing
+from srp4ctr_service.whole_request import Headers, WholeRequest
 
 log = structlog.get_logger()
 
@@ -59,6 +60,14 @@ Shortcut = Callable[[Scope, Receive, RequestInfo], Awaitable[bytes]]
 """Gives the body that answers a POST request of one path, and sets its format."""
 
 
+class Answer(NamedTuple):
+    """What is sent: status, headers and body."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
 class RequestScope:
     """The outermost ASGI app.
 
@@ -83,6 +92,8 @@ class RequestScope:
         self._keys = keys
         self.door = door
         self._tracing = tracing
+        self.whole_paths = frozenset(path.encode() for path in shortcuts)
+        """Paths of the requests that `whole` answers."""
         self._logs = log.is_enabled_for(logging.INFO)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,11 +101,41 @@ class RequestScope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self.door.arriving -= 1
-        info = RequestInfo(_request_id(scope), time.perf_counter())
-        scope[_SCOPE_KEY] = info
-        if self._tracing is not None:
-            info.trace = self._tracing.begin(scope)
+        shortcut = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
+        if shortcut is None:
+            await self._through_framework(scope, receive, send)
+            return
+        status, headers, body = await self._shortly(shortcut, scope, receive)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def whole(self, request: WholeRequest) -> Answer:
+        """The answer to a request that is there as a whole; its path is one of `whole_paths`."""
+        scope: Scope = {"method": "POST", "path": request.path, "headers": request.headers}
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": request.body}
+
+        return await self._shortly(self._shortcuts[request.path], scope, receive)
+
+    async def _shortly(self, shortcut: Shortcut, scope: Scope, receive: Receive) -> Answer:
+        """What a shortcut answers, or the problem that it has."""
+        info = self._begun(scope)
+        try:
+            if self._keys is not None:
+                self._keys.check(scope)
+            body = await shortcut(scope, receive, info)
+            length = (b"content-length", str(len(body)).encode())
+            answer = Answer(200, [(b"content-type", info.format.media_type), length], body)
+        except Exception as error:  # noqa: BLE001 -- each becomes the answer that it is
+            problem = self._problem(error, info, self.telemetry)
+            answer = Answer(problem.status_code, problem.raw_headers, bytes(problem.body))
+        answer.headers.append((HEADER, info.request_id.encode()))
+        self._record(scope, scope["path"], info, answer.status)
+        return answer
+
+    async def _through_framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        info = self._begun(scope)
         id_header = (HEADER, info.request_id.encode())
         status = 0
 
@@ -105,21 +146,12 @@ class RequestScope:
                 message["headers"] = [*message["headers"], id_header]
             await send(message)
 
-        shortcut = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
         try:
             if self._keys is not None:
                 self._keys.check(scope)
-            if shortcut is None:
-                await self._app(scope, receive, send_with_id)
-                if RAISED in scope:
-                    raise scope[RAISED]
-            else:
-                body = await shortcut(scope, receive, info)
-                status = 200
-                length = (b"content-length", str(len(body)).encode())
-                headers = [(b"content-type", info.format.media_type), length, id_header]
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
+            await self._app(scope, receive, send_with_id)
+            if RAISED in scope:
+                raise scope[RAISED]
         except Exception as error:
             if status:
                 # The answer has begun, so all that is left is to let the server cut it off.
@@ -127,8 +159,15 @@ class RequestScope:
             await self._problem(error, info, self.telemetry)(scope, receive, send_with_id)
         finally:
             # The template and not the path, which is the client's own text.
-            known = scope["path"] if shortcut else getattr(scope.get("route"), "path", "unmatched")
-            self._record(scope, known, info, status)
+            self._record(scope, getattr(scope.get("route"), "path", "unmatched"), info, status)
+
+    def _begun(self, scope: Scope) -> RequestInfo:
+        self.door.arriving -= 1
+        info = RequestInfo(_request_id(scope), time.perf_counter())
+        scope[_SCOPE_KEY] = info
+        if self._tracing is not None:
+            info.trace = self._tracing.begin(scope)
+        return info
 
     def _record(self, scope: Scope, route: str, info: RequestInfo, status: int) -> None:
         self.telemetry.count_request(route, status)
