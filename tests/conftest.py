@@ -99,7 +99,9 @@ class RedisServer:
 
     def _end(self, sig: signal.Signals) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
+            if sig != signal.SIGKILL:
+                # A server that hangs goes on first; one that is killed must not answer once more.
+                self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(sig)
             self._process.wait(START_LIMIT_S)
             self._process = None

@@ -58,8 +58,8 @@ class RawHistories:
             parts.append(values.alias(f"feature {feature.name}"))
         return cls(timeline.start, pl.DataFrame(parts), prepared.max_events)
 
-    def packed(self, users: NDArray[np.integer[Any]]) -> list[list[bytes]]:
-        """The users' latest events, each oldest first, as they are stored."""
+    def packed(self, users: NDArray[np.integer[Any]]) -> list[bytes]:
+        """The users' latest events as they are stored, one a line, oldest first."""
         ends = self.start[users + 1]
         firsts = np.maximum(self.start[users], ends - self.keep)
         lengths = ends - firsts
@@ -67,7 +67,7 @@ class RawHistories:
         texts = self.parts[index].select(self._event())[_TIME].to_list()
         at = np.cumsum(lengths) - lengths
         return [
-            [text.encode() for text in texts[begin : begin + length]]
+            "\n".join(texts[begin : begin + length]).encode()
             for begin, length in zip(at.tolist(), lengths.tolist(), strict=True)
         ]
 

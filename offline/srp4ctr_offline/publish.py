@@ -186,8 +186,8 @@ def _absent(there: Sequence[bool]) -> float:
 
 def _history_bytes(histories: RawHistories, users: Users) -> float:
     """Bytes of a raw history, the mean of these users'."""
-    sizes = [sum(len(event) + EVENT_BYTES for event in events) for events in histories.packed(users)]
-    return sum(sizes) / max(1, len(sizes))
+    lines = [events.splitlines() for events in histories.packed(users)]
+    return sum(len(event) + EVENT_BYTES for events in lines for event in events) / max(1, len(lines))
 
 
 def _overlap(batches: Iterable[Batch], write: Callable[[Batch], None]) -> None:

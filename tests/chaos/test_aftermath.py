@@ -41,7 +41,8 @@ class World:
         self.events = EventStore(self.client, self.place.keys, settings.retention)
         self.users = [doings.user, "somebody"]
         self.encoder = HistoryEncoder(run.bundle)
-        self.events.seed((user_id, [pack_event(one) for one in doings.before]) for user_id in self.users)
+        before = b"\n".join(map(pack_event, doings.before))
+        self.events.seed((user_id, before) for user_id in self.users)
         write_states(
             self.encoder,
             [History(user_id, 0, 0, doings.before, {}) for user_id in self.users],
@@ -128,7 +129,7 @@ def test_what_users_tell_becomes_what_the_rules_say(world):
         expected.append(acts.record(own, 0.0))
         found += world.record({"teller": own}, keep)
         if number % 25 == 0:
-            store.seed([("teller", [pack_event(one) for one in world.doings.before])])
+            store.seed([("teller", b"\n".join(map(pack_event, world.doings.before)))])
     assert found == expected
     assert {one for some in found for one in some} == {"stored", "duplicate", "too_old"}
     (history,) = store.histories(["teller"], [])

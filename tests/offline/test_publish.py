@@ -226,7 +226,7 @@ def test_a_newer_state_in_place_gets_what_the_snapshot_has(tiny, store) -> None:
     users = [tiny.user_ids[one], tiny.user_ids[other]]
     # An older snapshot, and an event since.
     seeding.events.seed(
-        (user_id, events[:2])
+        (user_id, b"\n".join(events.splitlines()[:2]))
         for user_id, events in zip(users, seeding.histories.packed(np.array([one, other])), strict=True)
     )
     for user_id in users:

@@ -97,7 +97,7 @@ class Shelf:
 
     def seed(self, *events):
         """Store a snapshot; gives how many acknowledged events a state of it alone lacks."""
-        (seeded,) = self.jobs.seed([("u", [pack_event(one) for one in events])])
+        (seeded,) = self.jobs.seed([("u", b"\n".join(map(pack_event, events)))])
         counted = self.redis.get(self.keys.sequence("u"))
         return 0 if counted is None else Counted.read(counted).behind(seeded.sequence)
 
@@ -227,10 +227,10 @@ def test_no_snapshot_brings_a_forgotten_user_back(shelf):
     shelf.jobs.forget("u", [])
     (mark,) = set(shelf.redis.keys()) - {shelf.keys.forgets().encode()}
     assert 0 < shelf.redis.ttl(mark) <= FORGOTTEN_S
-    assert shelf.jobs.seed([("u", [pack_event(of(5_000, "a"))])]) == [(FORGOTTEN, 0)]
+    assert shelf.jobs.seed([("u", pack_event(of(5_000, "a")))]) == [(FORGOTTEN, 0)]
     assert shelf.history() == []
     assert shelf.record(of(9_000, "new", "e-1")) == ["stored"]
-    assert shelf.jobs.seed([("u", [pack_event(of(5_000, "a"))])]) == [(FORGOTTEN, 0)]
+    assert shelf.jobs.seed([("u", pack_event(of(5_000, "a")))]) == [(FORGOTTEN, 0)]
     assert shelf.history() == [("new", "e-1")]
     shelf.redis.delete(mark)
     assert shelf.seed(of(5_000, "a")) == 1

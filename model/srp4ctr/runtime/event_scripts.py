@@ -96,7 +96,7 @@ return outcomes
 
 SEED = (
     """
--- KEYS history, sequence, mark of who was forgotten. ARGV events to keep, seconds to live or 0, then the snapshot's events,
+-- KEYS history, sequence, mark of who was forgotten. ARGV events to keep, seconds to live or 0, the snapshot's events, one a line,
 -- oldest first.
 -- Acknowledged events that the snapshot lacks keep their places by time. An event that both have stays as it was sent, with
 -- its id: the same item within the same second, since snapshots may have whole seconds.
@@ -109,9 +109,9 @@ if redis.call('EXISTS', KEYS[3]) == 1 then return '-1 0' end
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
 local snapshot, when = {}, {}
-for at = 3, #ARGV do
-  snapshot[at - 2] = ARGV[at]
-  when[at - 2] = tonumber(string.match(ARGV[at], '^%[(%-?%d+),'))
+for entry in string.gmatch(ARGV[3], '[^\\n]+') do
+  table.insert(snapshot, entry)
+  table.insert(when, tonumber(string.match(entry, '^%[(%-?%d+),')))
 end
 -- Both are in the order of their times: one look at each, and what is near in time is compared.
 local twin, acknowledged, lacking, from = {}, {}, {}, 1
@@ -155,7 +155,8 @@ for place, entry in ipairs(kept) do changed = changed or entry ~= held[place] en
 local left = redis.call('PTTL', KEYS[1])
 if changed then
   redis.call('DEL', KEYS[1])
-  for _, entry in ipairs(kept) do redis.call('RPUSH', KEYS[1], entry) end
+  -- So many at once as Lua's stack takes for certain.
+  for at = 1, #kept, 1000 do redis.call('RPUSH', KEYS[1], unpack(kept, at, math.min(at + 999, #kept))) end
 end
 local sequence, counted, seedings = redis.call('GET', KEYS[2]), '0', 0
 -- Events that the snapshot lacks have a count, even where Redis evicted theirs: else a state without them would not say so.

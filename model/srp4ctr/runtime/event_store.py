@@ -69,8 +69,8 @@ class EventStore:
         self._seed = client.register_script(SEED)
         self._forget = client.register_script(FORGET)
 
-    def seed(self, histories: Iterable[tuple[str, Sequence[bytes]]]) -> list[Seeded]:
-        """Store the packed events of a snapshot, by user; acknowledged events that it lacks keep their places by time.
+    def seed(self, histories: Iterable[tuple[str, bytes]]) -> list[Seeded]:
+        """Store the packed events of a snapshot, by user, one a line; acknowledged events that it lacks keep their places by time.
 
         Of a user who was forgotten within FORGOTTEN_S nothing is stored.
         """
@@ -82,7 +82,7 @@ class EventStore:
                 self._keys.sequence(user_id),
                 self._keys.forgotten(user_id),
             ]
-            self._seed(keys=keys, args=[keep, ttl, *events], client=pipeline)
+            self._seed(keys=keys, args=[keep, ttl, events], client=pipeline)
         with store_errors():
             return [Seeded(*map(int, answer.split())) for answer in pipeline.execute()]
 
