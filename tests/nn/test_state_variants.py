@@ -23,6 +23,7 @@ VARIANTS = {
     "mean of the history alone": {"query_layers": 0, "cross_layers": 0},
     "sequence": {"state": "sequence"},
     "recent events": {"recent_events": 3},
+    "wide feed-forward layers": {"feed_forward": 2, "cross_feed_forward": 4},
 }
 ROWS = np.arange(3, 33)
 SIX = np.arange(6)
@@ -89,7 +90,9 @@ def test_served_as_trained(tiny, model) -> None:
     """What is served, with items computed before and the user once, gives what training computes for every candidate."""
     history, asked = batch(tiny), candidates(tiny, len(SIX))
     contexts = asked[1][:, :1]
-    whole = scores(model, history, [asked[0], contexts])
+    model.calibration_scale.fill_(1.5)
+    model.calibration_bias.fill_(-0.25)
+    whole = model.calibrate(torch.from_numpy(scores(model, history, [asked[0], contexts]))).numpy()
     vectors = ItemVectors(model)(asked[0][0])
     arrays = {name: array.numpy() for name, array in model.encode_user(*history).items()}
     ends = (history[0][..., 0] != 0).sum(1).tolist()

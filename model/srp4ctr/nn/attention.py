@@ -67,8 +67,8 @@ class FeedForward(nn.Sequential):
     No dropout inside: on a CPU, drawing its mask for the wide layer cost a fifth of a training step.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class Block(nn.Module):
@@ -78,12 +78,13 @@ class Block(nn.Module):
     position sees another: the candidate's side of uni cross-attention.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        """`hidden` is the width inside the feed-forward layer."""
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.norm_feed_forward = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width)
+        self.feed_forward = FeedForward(width, hidden)
         self.dropout = Dropout(dropout)
 
     def forward(

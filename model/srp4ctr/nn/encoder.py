@@ -32,7 +32,14 @@ class HistoryEncoder(nn.Module):
     """
 
     def __init__(
-        self, fields: Fields, max_events: int, width: int, heads: int, layers: int, dropout: float
+        self,
+        fields: Fields,
+        max_events: int,
+        width: int,
+        heads: int,
+        layers: int,
+        hidden: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.behaviours = FieldEmbeddings(fields.behaviour, width)
@@ -40,7 +47,7 @@ class HistoryEncoder(nn.Module):
         self.start = nn.Parameter(0.05 * torch.randn(width))
         self.norm_input = nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(layers))
         self.norm_output = nn.LayerNorm(width)
 
     def forward(self, items_ULD: Tensor, behaviours_ULW: Tensor, padding_UL: Tensor) -> Encoded:

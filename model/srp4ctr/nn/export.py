@@ -89,8 +89,7 @@ class ScorerGraph(nn.Module):
         given = dict(zip((one.name for one in self.spec.inputs), tensors, strict=True))
         vectors_CV = given["item_vectors"]
         state = _state(self.model, given, torch.zeros(0, dtype=torch.int32))
-        logit_C = self.scorer(state, vectors_CV, given.get("context_codes"))
-        return (self.model.calibrate(logit_C),)
+        return (self.scorer(state, vectors_CV, given.get("context_codes")),)
 
 
 class PlainScorerGraph(nn.Module):

@@ -36,46 +36,47 @@ class ItemVectors(nn.Module):
 
 
 class UserScorer(nn.Module):
-    """One user's state, the vectors of C candidates and a context for all or for each to uncalibrated logits."""
+    """One user's state, the vectors of C candidates and a context for all or for each to calibrated probabilities."""
 
     def __init__(self, model: Srp4Ctr) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, state: State, vectors_CV: Tensor, context_codes_KW: Tensor | None) -> Tensor:
-        """Logits [C]; the state's arrays are [...], without a dimension of users, and K is 1 or C."""
-        model = self.model
-        one_user = {name: array[None] for name, array in state.items()}
-        e_CD = vectors_CV[:, : model.config.width]
-        z_CD = self._attended(one_user, e_CD, vectors_CV[:, model.config.width :])
-        user_1D = model.users(one_user["user_codes"])
-        first, *rest = model.tower
+        """Probabilities [C]; the state's arrays are [...], without a dimension of users, and K is 1 or C."""
+        model, width = self.model, self.model.config.width
+        e_CD = vectors_CV[:, :width]
+        z_CD = self._attended(state, e_CD, vectors_CV[:, width:])
+        first, *rest, last = model.tower
         assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
         # The first layer's weights, apart for what differs between candidates and what does not.
-        width = model.config.width
         each, user, context = torch.split(first.weight, [3 * width, width, width], dim=1)
-        hidden_CX = F.linear(torch.cat([e_CD, z_CD, e_CD * z_CD], dim=-1), each)
-        x_CX = hidden_CX + F.linear(user_1D, user, first.bias)
+        shared_KX = F.linear(model.users(state["user_codes"][None]), user, first.bias)
         if context_codes_KW is not None:
-            x_CX = x_CX + F.linear(model.contexts(context_codes_KW), context)
+            shared_KX = torch.addmm(shared_KX, model.contexts(context_codes_KW), context.T)
+        x_CX = torch.addmm(shared_KX, torch.cat([e_CD, z_CD, e_CD * z_CD], dim=-1), each.T)
         for layer in rest:
             x_CX = layer(x_CX)
-        return x_CX.squeeze(-1)
+        scale, bias = model.calibration_scale, model.calibration_bias
+        logit_C1 = F.linear(x_CX, scale * last.weight, scale * last.bias + bias)
+        return torch.sigmoid(logit_C1).squeeze(-1)
 
     def _attended(self, state: State, e_CD: Tensor, q_CD: Tensor) -> Tensor:
         """What the candidates find in the user's state [C, D]."""
         model = self.model
         if not len(model.cross):
-            return state["tokens"].mean(1).expand_as(e_CD)
+            return state["tokens"].mean(0, keepdim=True).expand_as(e_CD)
         z_CD = e_CD
         for index, (block, memory) in enumerate(zip(model.cross, model.memories(state), strict=True)):
             assert isinstance(block, Block)
-            y_UYD, bias_UY = memory
-            # One user's sequence is not padded, so that nothing is to be hidden.
-            bias_Y = None if bias_UY is None or model.config.state == "sequence" else bias_UY[0]
+            y_YD, bias_Y = memory
+            if model.config.state == "sequence":
+                # One user's is not padded, so that nothing is to be hidden.
+                bias_Y = None
             if index:
                 q_CD = block.attention.scaled_query(block.norm_attention(z_CD))
-            z_CD = z_CD + block.attention.of_one(q_CD, y_UYD[0], bias_Y)
+            z_CD = z_CD + block.attention.of_one(q_CD, y_YD, bias_Y)
             z_CD = z_CD + block.feed_forward(block.norm_feed_forward(z_CD))
         attended_CD: Tensor = model.norm_cross(z_CD)
         return attended_CD

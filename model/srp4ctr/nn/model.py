@@ -36,6 +36,7 @@ class ModelConfig(Sizes):
     state_dtype: Literal["float32", "float16", "int8"] = Option(
         default="float16", description="how states are stored"
     )
+    tower: tuple[Count, ...] = Option(default=(64, 32), description="hidden widths of the CTR tower")
     layers: Count = Option(default=2, description="of the history encoder")
     query_tokens: Count = Option(default=16, description="Q")
     query_layers: Annotated[int, Option(ge=0)] = Option(
@@ -50,6 +51,13 @@ class ModelConfig(Sizes):
     )
     cross_layers: Annotated[int, Option(ge=0)] = Option(
         default=2, description="uni cross-attention blocks of a candidate; 0: it sees the tokens' mean"
+    )
+    feed_forward: Count = Option(
+        default=1,
+        description="hidden width of the feed-forward layers of the encoder and the querying transformer, in widths",
+    )
+    cross_feed_forward: Count = Option(
+        default=1, description="the same of a candidate's blocks, which is most of what a candidate costs"
     )
 
     @model_validator(mode="after")
@@ -75,17 +83,21 @@ class Srp4Ctr(CtrModel):
         self.items = FieldEmbeddings(fields.item, width)
         self.users = FieldEmbeddings(fields.user, width)
         self.contexts = FieldEmbeddings(fields.context, width)
-        self.encoder = HistoryEncoder(fields, max_events, width, heads, config.layers, dropout)
+        hidden = config.feed_forward * width
+        self.encoder = HistoryEncoder(fields, max_events, width, heads, config.layers, hidden, dropout)
         self.querying: QueryingTransformer | None = None
         if config.state == "tokens" and config.query_layers:
             self.querying = QueryingTransformer(
-                config.query_tokens, width, heads, config.query_layers, dropout
+                config.query_tokens, width, heads, config.query_layers, hidden, dropout
             )
         self.recent: RecentEvents | None = None
         if config.recent_events:
             self.recent = RecentEvents(config.recent_events, width)
         self.norm_candidate = nn.LayerNorm(width)
-        self.cross = nn.ModuleList(Block(width, heads, dropout) for _ in range(config.cross_layers))
+        self.cross = nn.ModuleList(
+            Block(width, heads, config.cross_feed_forward * width, dropout)
+            for _ in range(config.cross_layers)
+        )
         self.norm_cross = nn.LayerNorm(width)
         self.tower = tower(config, 5 * width)
         if config.state == "sequence":
@@ -185,7 +197,10 @@ class Srp4Ctr(CtrModel):
         return e_UCD, self.norm_cross(z_UCD)
 
     def memories(self, state: State) -> list[tuple[Tensor, Tensor | None]]:
-        """What each of the candidate's blocks attends to [U, Y, D], and the bias [U, Y] that hides padding."""
+        """What each of the candidate's blocks attends to [U, Y, D], and the bias [U, Y] that hides padding.
+
+        The arrays of one state, without the dimension of users, give [Y, D] and [Y].
+        """
         if self.config.state == "sequence":
             layers_USX = state["layers"]
             padding_US = (layers_USX == 0).all(-1)

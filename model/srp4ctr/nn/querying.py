@@ -10,12 +10,12 @@ from srp4ctr.nn.dropout import Dropout
 class QueryingBlock(nn.Module):
     """The tokens read the history, then one another."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.read = Attention(width, heads)
         self.dropout = Dropout(dropout)
-        self.block = Block(width, heads, dropout)
+        self.block = Block(width, heads, hidden, dropout)
 
     def forward(self, tokens_UQD: Tensor, history_USD: Tensor, bias_US: Tensor) -> Tensor:
         """Tokens [U, Q, D]."""
@@ -27,11 +27,11 @@ class QueryingBlock(nn.Module):
 class QueryingTransformer(nn.Module):
     """Learned queries, moved by the user's features, that aggregate the history."""
 
-    def __init__(self, tokens: int, width: int, heads: int, layers: int, dropout: float) -> None:
+    def __init__(self, tokens: int, width: int, heads: int, layers: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.queries = nn.Parameter(0.5 * torch.randn(tokens, width))
         self.from_user = nn.Linear(width, width)
-        self.blocks = nn.ModuleList(QueryingBlock(width, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(QueryingBlock(width, heads, hidden, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, history_USD: Tensor, bias_US: Tensor, user_UD: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ class RecentEvents(nn.Module):
         return torch.cat([padding_UKX, codes_ULX], dim=1)[:, -self.events :]
 
     def forward(self, ids_UKD: Tensor, behaviours_UKD: Tensor, padding_UK: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors [U, K + 1, D] and the bias [U, K + 1] that hides padding."""
+        """Vectors [U, K + 1, D] and the bias [U, K + 1] that hides padding; for one user without the dimension of users, too."""
+        users = padding_UK.shape[:-1]
         x_UKD = ids_UKD + behaviours_UKD + self.positions
-        nothing_U1D = self.nothing.expand(x_UKD.shape[0], 1, -1)
         bias_UK = torch.zeros_like(padding_UK, dtype=x_UKD.dtype).masked_fill(padding_UK, float("-inf"))
-        bias_UY = torch.cat([bias_UK, bias_UK.new_zeros(x_UKD.shape[0], 1)], dim=1)
-        return self.norm(torch.cat([x_UKD, nothing_U1D], dim=1)), bias_UY
+        bias_UY = torch.cat([bias_UK, bias_UK.new_zeros(*users, 1)], dim=-1)
+        return self.norm(torch.cat([x_UKD, self.nothing.expand(*users, 1, -1)], dim=-2)), bias_UY

@@ -25,7 +25,9 @@ class Bst(SequenceBaseline):
         self.positions = nn.Parameter(0.05 * torch.randn(max_events + 1, width))
         self.norm_input = nn.LayerNorm(width)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, 4 * width, config.dropout) for _ in range(config.layers)
+        )
         self.norm_output = nn.LayerNorm(width)
         self.tower = self.new_tower(5 * width)
 
