@@ -14,6 +14,9 @@ from srp4ctr.runtime.history_encoder import BATCH, Encoded
 from srp4ctr.runtime.sessions import OnnxEncoder
 from srp4ctr_offline.prepared import Ints, Prepared
 
+WRITTEN_TOGETHER = 64
+"""Users of a batch, which is encoded in parts of BATCH."""
+
 Users = NDArray[np.int64]
 """Places of users in the prepared data."""
 
@@ -45,9 +48,10 @@ class UserEncoder:
 
     def batches(self, users: Users) -> Iterator[Batch]:
         """The users' states, in their order."""
-        for at in range(0, len(users), BATCH):
-            some = users[at : at + BATCH]
-            yield Batch(some, self.encode(some, self._counts[some]))
+        for at in range(0, len(users), WRITTEN_TOGETHER):
+            some = users[at : at + WRITTEN_TOGETHER]
+            parts = (some[begin : begin + BATCH] for begin in range(0, len(some), BATCH))
+            yield Batch(some, [one for part in parts for one in self.encode(part, self._counts[part])])
 
     def encode(self, users: Users, ends: Ints) -> list[Encoded]:
         """The users' states after each one's first `ends` events."""

@@ -25,7 +25,7 @@ from srp4ctr_offline.snapshot_writer import Seeding
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """So small that the few users of a test are several."""
-    monkeypatch.setattr(encode, "BATCH", 16)
+    monkeypatch.setattr(encode, "WRITTEN_TOGETHER", 16)
     monkeypatch.setattr(job, "CHUNK", 50)
 
 

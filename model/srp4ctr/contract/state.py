@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
@@ -222,6 +222,8 @@ def _parts(spec: ArraySpec, length: int) -> list[tuple[np.dtype[np.generic], tup
 
 def _take_apart(array: NDArray[np.generic], dtype: DType) -> list[NDArray[np.generic]]:
     """The array as it is stored: one part, or int8 values [..., D] and their rows' scales [...]."""
+    if dtype in _CODES:
+        return [array.astype(_little(dtype))]
     # Too large for the dtype is as wrong as infinite, and noticed below.
     with np.errstate(over="ignore"):
         if dtype != "int8":
@@ -246,6 +248,7 @@ def _put_together(parts: list[NDArray[np.generic]]) -> NDArray[np.generic]:
     return values.astype(np.float32) * scales[..., None].astype(np.float32)
 
 
+@cache
 def _little(dtype: DType) -> np.dtype[np.generic]:
     return np.dtype(dtype).newbyteorder("<")
 

@@ -8,6 +8,19 @@ from torch import Tensor, nn
 from srp4ctr.nn.dropout import Dropout
 
 
+class Projection(nn.Linear):
+    """A linear layer of any number of dimensions that is one product of two: exported, it has its bias inside."""
+
+    def forward(self, x_XD: Tensor) -> Tensor:
+        """[..., outputs] of [..., D]."""
+        y_XD: Tensor
+        if x_XD.dim() == 2:
+            y_XD = super().forward(x_XD)
+        else:
+            y_XD = super().forward(x_XD.flatten(0, -2)).view(*x_XD.shape[:-1], self.out_features)
+        return y_XD
+
+
 class Attention(nn.Module):
     """Attention of X positions to Y positions, written out in plain operations so that it exports as it is."""
 
@@ -15,10 +28,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.scale = 1 / math.sqrt(width // heads)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query = Projection(width, width)
+        self.key = Projection(width, width)
+        self.value = Projection(width, width)
+        self.out = Projection(width, width)
 
     def forward(self, x_UXD: Tensor, y_UYD: Tensor, bias_UY: Tensor | None = None) -> Tensor:
         """[U, X, D]; `bias_UY` is added to the scores of all heads: 0 keeps a position, -inf hides it.
@@ -68,7 +81,7 @@ class FeedForward(nn.Sequential):
     """
 
     def __init__(self, width: int, hidden: int) -> None:
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        super().__init__(Projection(width, hidden), nn.GELU(), Projection(hidden, width))
 
 
 class Block(nn.Module):
