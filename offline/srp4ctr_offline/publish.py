@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srp4ctr.contract.errors import ConfigError, StoreError
+from srp4ctr.contract.errors import ConfigError, Srp4ctrError, StoreError
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.manifest import Manifest
+from srp4ctr.contract.schema import Feature
 from srp4ctr.contract.state import DType, UserState
+from srp4ctr.contract.transforms import BEHAVIOUR
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import Bundle, find_bundle
 from srp4ctr.runtime.cpus import usable_cpus
@@ -139,7 +141,7 @@ def publish(
             f"{prepared.users.ids[still[0]].decode()!r}; is it full, or evicting keys? Then run publish again"
         )
     verified = _verify(encoder, order, store, manifest, writer.sequences)
-    store.mark_published(manifest.version, manifest.fingerprint, len(order))
+    store.mark_published(manifest.version, manifest.fingerprint, len(order), after_progress=True)
     written = len(order) - resumed_at + len(lost)
     return Published(
         manifest.version, len(order), resumed_at, written, verified, state_bytes, throttle.paused_s
@@ -274,6 +276,20 @@ def _check_bound(prepared: Prepared, settings: StoreSettings) -> None:
         )
 
 
+def _features_of_others(store: StateStore, version: str, settings: StoreSettings) -> list[Feature]:
+    """Behaviour features of the models that are served, and may be again; of those whose bundles are here."""
+    active = store.active()
+    features: list[Feature] = []
+    for other in () if active is None else (active.version, active.previous):
+        if other in (None, version):
+            continue
+        try:
+            features += find_bundle(other, settings.bundles_dir).transforms.features(BEHAVIOUR)
+        except Srp4ctrError as error:
+            print(f"without the features that only {other} reads: {error}", file=sys.stderr)
+    return features
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the job."""
     settings = read_settings(StoreSettings)
@@ -309,7 +325,8 @@ def main(argv: Sequence[str]) -> int:
     seeding = None
     if not arguments.no_histories:
         _check_bound(prepared, settings)
-        histories = RawHistories.read(config_of_run(folder), prepared)
+        others = _features_of_others(StateStore(client, keys), arguments.version, settings)
+        histories = RawHistories.read(config_of_run(folder), prepared, settings.history_events, others)
         if not (prepared.events.time_ms > 0).any():
             print(
                 "the snapshot has no timestamps ([schema] timestamp): events that are sent to POST /events come after all of "

@@ -19,7 +19,8 @@ log = structlog.get_logger()
 
 BLOCK_MS = 500
 """Longest wait for an entry, and so until a request to stop is seen."""
-ENTRIES_OF_A_STREAM = 64
+ENTRIES_TAKEN = 1024
+"""About as many as a worker takes before it has finished them: a second's work. What it has taken nobody else has."""
 ENTRIES_AT_ONCE = 256
 """That are encoded, written and finished before the next."""
 MAX_ATTEMPTS = 5
@@ -112,7 +113,7 @@ class Refresher:
         self.metrics = RefreshMetrics()
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Work until `stopping`; while Redis is away, try again and again."""
+        """Work until `stopping`; while Redis is away, or what it says of versions cannot be read, try again and again."""
         lost = prepared = False
         while not stopping():
             try:
@@ -124,7 +125,7 @@ class Refresher:
                 if lost:
                     log.info("redis_back")
                 lost = False
-            except StoreUnavailable as error:
+            except StoreError as error:
                 if not lost:
                     log.warning("redis_lost", reason=str(error))
                 lost = True
@@ -152,25 +153,27 @@ class Refresher:
         entries = [entry for entry in entries if entry.user_id not in aside]
         suspects = [entry for entry in entries if entry.attempts > SUSPECT_AFTER]
         others = [entry for entry in entries if entry.attempts <= SUSPECT_AFTER]
-        # Some at a time, so that of a backlog the first are fresh soon, and are not taken over for being late.
+        # Some at a time, so that the first are fresh soon.
         some = (others[at : at + ENTRIES_AT_ONCE] for at in range(0, len(others), ENTRIES_AT_ONCE))
         finished = sum(self._refresh(one, encoders) for one in some)
         return finished + sum(self._alone(entry, encoders) for entry in suspects)
 
     def _read(self, block_ms: int) -> list[Entry]:
-        entries = self._streams.read(ENTRIES_OF_A_STREAM, block_ms)
-        if entries and self._settings.refresh_gather_ms:
-            # A user acts several times in a row, and users that are encoded together cost less.
+        # One of each stream, which are as many as are taken: of a backlog others shall have their part.
+        entries = self._streams.read(1, block_ms)
+        # A user acts several times in a row, and users that are encoded together cost less.
+        if entries and self._settings.refresh_gather_ms and len(entries) < ENTRIES_TAKEN // 2:
             time.sleep(self._settings.refresh_gather_ms / 1000)
-            entries += self._streams.read(ENTRIES_OF_A_STREAM, None)
+            entries += self._streams.read(ENTRIES_TAKEN // len(entries), None)
         return entries
 
     def _claimed(self) -> list[Entry]:
         if time.monotonic() < self._claim_at:
             return []
-        self._claim_at = time.monotonic() + self._settings.refresh_claim_every_s
-        entries = self._streams.claim(round(1000 * self._settings.refresh_claim_after_s), ENTRIES_OF_A_STREAM)
+        entries = self._streams.claim(round(1000 * self._settings.refresh_claim_after_s), 1)
         self.metrics.claimed.inc(len(entries))
+        if not entries:
+            self._claim_at = time.monotonic() + self._settings.refresh_claim_every_s
         return entries
 
     def _versions(self) -> list[HistoryEncoder] | None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
-from srp4ctr.contract.events import RawEvent, Retention
+from srp4ctr.contract.events import RawEvent, Retention, unpack_history
 from srp4ctr.contract.keys import Keys
+from srp4ctr.contract.transforms import BEHAVIOUR
 from srp4ctr.runtime.event_store import AsyncEventStore, EventStore
 from srp4ctr.runtime.history_encoder import HistoryEncoder
 from srp4ctr.runtime.redis_client import connect_async
@@ -18,6 +19,7 @@ from srp4ctr_offline import encode
 from srp4ctr_offline import publish as job
 from srp4ctr_offline.catch_up import catch_up
 from srp4ctr_offline.histories import RawHistories
+from srp4ctr_offline.prepare import prepare
 from srp4ctr_offline.publish import Throttle, needed_bytes, publish
 from srp4ctr_offline.snapshot_writer import Seeding
 
@@ -35,7 +37,7 @@ NOW_MS = 4_000_000_000_000
 def seeding_of(tiny, store) -> Seeding:
     """The small run's raw histories, and where they go."""
     events = EventStore(store._client, Keys(), Retention(128))
-    return Seeding(RawHistories.read(tiny.config, tiny.prepared), events)
+    return Seeding(RawHistories.read(tiny.config, tiny.prepared, keep=128), events)
 
 
 def record(store, user_id, event) -> None:
@@ -216,6 +218,73 @@ def test_who_is_forgotten_meanwhile_stays_forgotten(tiny, store) -> None:
     # Nor does a publish that begins later bring them back.
     publish(tiny.bundle, tiny.prepared, store, seeding)
     assert store.exist(version, gone) == [False, False, True]
+
+
+class Pruned(StateStore):
+    """A store from which somebody removes the version while it is published: after so many batches, or when all is written."""
+
+    after, when_verified = 3, False
+
+    def put_each(self, version, states, seedings=None):
+        """Write, and have it removed in between."""
+        self.after -= 1
+        if not self.after:
+            self.drop(version)
+        return super().put_each(version, states, seedings)
+
+    def forgotten(self, user_ids):
+        """Asked last of all, of nobody where everything is right."""
+        if self.when_verified and not len(user_ids):
+            self.drop(self.version)
+        return super().forgotten(user_ids)
+
+
+def test_a_version_that_is_removed_meanwhile_is_not_published_without_states(tiny, store) -> None:
+    """Whenever somebody prunes it: what went is written again, or publish says that it must be run again."""
+    version, fingerprint = tiny.bundle.manifest.version, tiny.bundle.manifest.fingerprint
+    keys = Keys()
+    pruned = Pruned(store._client, keys)
+    publish(tiny.bundle, tiny.prepared, pruned)
+    assert all(store.exist(version, tiny.user_ids))
+    assert store.published(version) is not None
+    # Removed when all has been verified.
+    pruned.when_verified, pruned.version = True, version
+    with pytest.raises(StoreError, match="publish it again"):
+        publish(tiny.bundle, tiny.prepared, pruned)
+    with pytest.raises(VersionIncomplete):
+        store.activate(version, fingerprint)
+    # While it is being removed.
+    store._client.set(keys.removing(version), "", ex=60)
+    with pytest.raises(StoreError, match="publish it again when that is done"):
+        publish(tiny.bundle, tiny.prepared, store)
+    assert store.published(version) is None
+    store._client.delete(keys.removing(version))
+    publish(tiny.bundle, tiny.prepared, store)
+    assert store.activate(version, fingerprint).version == version
+
+
+def test_histories_belong_to_no_version(tiny, store) -> None:
+    """A version that reads fewer events and fewer features leaves what the active one reads of everybody."""
+    seeding = seeding_of(tiny, store)
+    publish(tiny.bundle, tiny.prepared, store, seeding)
+    users = np.arange(len(tiny.user_ids))
+    longest = int(np.argmax(tiny.prepared.event_counts()))
+    before = seeding.histories.packed(users)
+    assert len(before[longest].splitlines()) > tiny.prepared.max_events
+    fewer = tiny.config.features.model_copy(
+        update={"max_events": 3, "behaviour_features": tiny.config.features.behaviour_features[:1]}
+    )
+    config = tiny.config.model_copy(update={"features": fewer})
+    prepared = prepare(config)
+    others = tiny.bundle.transforms.features(BEHAVIOUR)
+    assert RawHistories.read(config, prepared, 128, others).packed(users) == before
+    # Where their features are not in its tables, those that were there before stay.
+    seeding.events.seed(
+        zip(tiny.user_ids, RawHistories.read(config, prepared, 128).packed(users), strict=True)
+    )
+    for user_id, packed in zip(tiny.user_ids, before, strict=True):
+        stored = store._client.lrange(Keys().history(user_id), 0, -1)
+        assert unpack_history(stored) == unpack_history(packed.splitlines())
 
 
 def test_a_newer_state_in_place_gets_what_the_snapshot_has(tiny, store) -> None:

@@ -1,12 +1,13 @@
 """Events on their way to Redis: what becomes of a service whose Redis does not take them."""
 
 import asyncio
+import re
 
 import pytest
 
-from srp4ctr.contract.errors import StoreUnavailable
+from srp4ctr.contract.errors import StoreError, StoreUnavailable
 from srp4ctr.contract.events import RawEvent, Retention, pack_event, unpack_history
-from srp4ctr.contract.keys import Keys
+from srp4ctr.contract.keys import Keys, partition
 from srp4ctr.runtime.acted import ActedStreams
 from srp4ctr.runtime.event_store import FORGOTTEN_S, AsyncEventStore, Counted, EventStore
 from srp4ctr.runtime.redis_client import SERVICE_CONNECTIONS, connect, connect_async
@@ -101,10 +102,13 @@ class Shelf:
         counted = self.redis.get(self.keys.sequence("u"))
         return 0 if counted is None else Counted.read(counted).behind(seeded.sequence)
 
+    def events(self):
+        """What is stored, in its order."""
+        return unpack_history(self.redis.lrange(self.keys.history("u"), 0, -1))
+
     def history(self):
         """Items in their order, with their events' ids."""
-        stored = self.redis.lrange(self.keys.history("u"), 0, -1)
-        return [(one.item_id, one.event_id) for one in unpack_history(stored)]
+        return [(one.item_id, one.event_id) for one in self.events()]
 
 
 @pytest.fixture
@@ -129,6 +133,59 @@ def test_an_event_that_a_snapshot_has_too_counts_once(shelf):
     # The next snapshot finds it again.
     assert shelf.seed(of(5_000, "a"), of(7_000, "b", rating=4), of(9_000, "c")) == 0
     assert shelf.history() == [("a", ""), ("b", "e-1"), ("c", "")]
+
+
+def test_an_event_of_a_snapshot_that_is_sent_later_counts_once(shelf):
+    """A queue that was slow, or a log that is sent again: it is there already, and has its id from then on."""
+    shelf.seed(of(5_000, "a"), of(7_000, "b"), of(7_000, "c"))
+    sent = of(7_450, "b", "e-1", rating=4)
+    assert shelf.record(sent, of(7_460, "b", "e-2"), of(9_000, "d", "e-3")) == [
+        "duplicate",
+        "stored",
+        "stored",
+    ]
+    assert shelf.record(sent) == ["duplicate"]
+    assert shelf.history() == [("a", ""), ("c", ""), ("b", "e-1"), ("b", "e-2"), ("d", "e-3")]
+    counted = Counted.read(shelf.redis.get(shelf.keys.sequence("u")))
+    assert counted.last - counted.first == 2
+
+
+@pytest.mark.parametrize("damaged", ["sequence", "stream"])
+def test_an_event_is_taken_in_whole_or_not_at_all(shelf, damaged):
+    """Where a key that it needs holds something else, that is said by its name, and the event is stored when it is mended."""
+    key = shelf.keys.sequence("u") if damaged == "sequence" else shelf.keys.stream(partition("u"))
+    shelf.redis.set(key, "something else")
+    with pytest.raises(StoreError, match=re.escape(key)):
+        shelf.record(of(10, "a", "e-1"))
+    assert shelf.history() == []
+    shelf.redis.delete(key)
+    assert shelf.record(of(10, "a", "e-1")) == ["stored"]
+    assert shelf.redis.xlen(shelf.keys.stream(partition("u"))) == 1
+
+
+def test_a_full_redis_takes_no_event_in_part(shelf):
+    """Neither a new one nor a late one, and no snapshot; what was there stays."""
+    shelf.record(of(10, "a", "e-1"), of(30, "c", "e-2"))
+    shelf.redis.config_set("maxmemory", 1)
+    for refused in (of(40, "d", "e-3"), of(20, "b", "e-4")):
+        with pytest.raises(StoreUnavailable, match="maxmemory"):
+            shelf.record(refused)
+    with pytest.raises(StoreUnavailable, match="maxmemory"):
+        shelf.seed(of(1, "s"))
+    assert [item for item, _ in shelf.history()] == ["a", "c"]
+    shelf.redis.config_set("maxmemory", 0)
+    assert shelf.record(of(20, "b", "e-4")) == ["stored"]
+
+
+def test_features_that_other_versions_read_outlive_a_snapshot(shelf):
+    """A version whose model reads fewer features is published beside one that reads more: histories belong to none."""
+    shelf.seed(of(5_000, "a", dwell=1.5, kind="click"), of(5_000, "b", dwell=2.5), of(6_000, "a", dwell=3.5))
+    shelf.seed(of(5_000, "a", kind="buy"), of(5_000, "b"), of(6_000, "a"), of(7_000, "new"))
+    kept = [dict(one.features) for one in shelf.events()]
+    assert kept == [{"kind": "buy", "dwell": 1.5}, {"dwell": 2.5}, {"dwell": 3.5}, {}]
+    # And what is new of an event takes the place of what was.
+    shelf.seed(of(5_000, "a", dwell=9), of(5_000, "b"))
+    assert [dict(one.features) for one in shelf.events()] == [{"dwell": 9, "kind": "buy"}, {"dwell": 2.5}]
 
 
 def test_an_acknowledged_event_that_a_snapshot_lacks_is_kept_in_its_place(shelf):

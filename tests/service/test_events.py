@@ -54,7 +54,9 @@ class World:
 
     def publish(self):
         """Publish the run with its raw histories, and activate it."""
-        seeding = Seeding(RawHistories.read(self.run.config, self.run.prepared), self.events)
+        seeding = Seeding(
+            RawHistories.read(self.run.config, self.run.prepared, self.settings.history_events), self.events
+        )
         publish(self.run.bundle, self.run.prepared, self.states, seeding)
         self.states.activate(self.manifest.version, self.manifest.fingerprint)
 

@@ -33,7 +33,9 @@ class Keys:
         return self._of_user(user_id, "h")
 
     def sequence(self, user_id: str) -> str:
-        """String of two decimal numbers: where the count of the user's acknowledged events began, and where it is."""
+        """String of three decimal numbers: where the count of the user's acknowledged events began, where it is, and how often
+        snapshots have changed the history.
+        """
         return self._of_user(user_id, "n")
 
     def sequences(self) -> str:
@@ -100,6 +102,10 @@ class Keys:
     def items(self, version: str) -> str:
         """String: the revision of the version's item table that services take; without it, the bundle's own."""
         return f"{self.namespace}:items:{version}"
+
+    def removing(self, version: str) -> str:
+        """Empty string, for a while: the version's states are being removed, and it cannot be published; ends by itself."""
+        return f"{self.namespace}:removing:{version}"
 
     def published(self, version: str) -> str:
         """Hash with `fingerprint`, `users`, `completed_at_ms`: written when all states of a version are."""

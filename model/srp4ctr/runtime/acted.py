@@ -1,5 +1,6 @@
 """The partitions' streams: users who acted, each to be refreshed by one of several workers."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import redis
 
 from srp4ctr.contract.errors import StoreUnavailable
 from srp4ctr.contract.keys import PARTITIONS, Keys, partition
-from srp4ctr.runtime.event_scripts import REMOVE_ENDED
+from srp4ctr.runtime.event_scripts import FINISH, REMOVE_ENDED
 from srp4ctr.runtime.redis_client import store_errors
 
 GROUP = "refresh"
@@ -46,6 +47,7 @@ class ActedStreams:
         self._keys = keys
         self._consumer = consumer
         self._streams = [keys.stream(number) for number in range(PARTITIONS)]
+        self._finish = client.register_script(FINISH)
         self._remove_ended = client.register_script(REMOVE_ENDED)
 
     def prepare(self) -> None:
@@ -70,7 +72,7 @@ class ActedStreams:
             return sum(pipeline.execute())
 
     def read(self, count: int, block_ms: int | None) -> list[Entry]:
-        """Up to so many new entries of each stream, waiting for the first for so long; None does not wait."""
+        """Up to so many new entries of each stream that has any, waiting for the first for so long; None does not wait."""
         wanted: dict[Any, Any] = dict.fromkeys(self._streams, ">")
         with store_errors():
             try:
@@ -120,10 +122,13 @@ class ActedStreams:
 
     def finish(self, entries: Iterable[Entry]) -> None:
         """Acknowledge and remove the entries: their users' states are written."""
-        pipeline = self._client.pipeline(transaction=False)
+        by_stream: defaultdict[bytes, list[bytes]] = defaultdict(list)
         for entry in entries:
-            pipeline.xack(entry.stream, GROUP, entry.entry_id)
-            pipeline.xdel(entry.stream, entry.entry_id)
+            by_stream[entry.stream].append(entry.entry_id)
+        pipeline = self._client.pipeline(transaction=False)
+        for stream, ids in by_stream.items():
+            for at in range(0, len(ids), AT_ONCE):
+                self._finish(keys=[stream], args=[GROUP, *ids[at : at + AT_ONCE]], client=pipeline)
         with store_errors():
             pipeline.execute()
 

@@ -4,11 +4,18 @@
 # out, never). It begins at the server's clock in microseconds, so that it never takes a value again after the user has been
 # forgotten: what was still being written then is told from what is true now.
 _COUNT = """
+-- What a command gave; where the key holds something else, an error that names it, for whoever has to mend it.
+local function of(key, answer)
+  if type(answer) == 'table' and answer.err then error(answer.err .. ' (' .. key .. ')') end
+  return answer
+end
 local function count_of(stored)
   if not stored then return 0, 0, 0 end
   local first, last, seedings = string.match(stored, '^(%d+) (%d+) ?(%d*)$')
+  if not first then error('WRONGTYPE this is no count of events (' .. KEYS[2] .. ')') end
   return tonumber(first), tonumber(last), tonumber(seedings) or 0
 end
+local function stored_count() return of(KEYS[2], redis.pcall('GET', KEYS[2])) end
 """
 
 _CHANGE = (
@@ -33,7 +40,7 @@ end
 )
 
 _HELD = """
-local held = redis.call('LRANGE', KEYS[1], 0, -1)
+local held = of(KEYS[1], redis.pcall('LRANGE', KEYS[1], 0, -1))
 local times, ids = {}, {}
 for place, entry in ipairs(held) do
   local time, id = string.match(entry, '^%[(%-?%d+),"([^"]*)"')
@@ -41,32 +48,62 @@ for place, entry in ipairs(held) do
   times[place] = tonumber(time) or times[place - 1] or 0
   if id then ids[id] = true end
 end
+-- In place of all that is held, without a moment in which there is nothing; a Redis that is full refuses it before anything is changed.
+-- So many at once as Lua's stack takes for certain.
+local function replace(entries)
+  for at = 1, #entries, 1000 do redis.call('RPUSH', KEYS[1], unpack(entries, at, math.min(at + 999, #entries))) end
+  redis.call('LTRIM', KEYS[1], -#entries, -1)
+end
 """
 
 RECORD = (
     """
 -- KEYS history, sequence, stream. ARGV events to keep, seconds to live or 0, user id, then of each event: time, id, bytes.
 -- Gives of each event 1 where it is stored, 0 where it was stored before, -1 where it is no newer than all of a full history.
+-- One that a snapshot has, without an id, was stored before, too: the same item within the same second, as in SEED. It is there as it
+-- was sent from then on.
 """
     + _CHANGE
     + _HELD
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
+local first, last, seedings = begun(stored_count())
 local outcomes, stored, newest, moved = {}, 0, {}, false
+local function twin(time, entry)
+  local item
+  for place = #held, 1, -1 do
+    if times[place] <= time - 1000 then return nil end
+    if times[place] < time + 1000 and string.match(held[place], '^%[%-?%d+,"",') then
+      item = item or cjson.decode(entry)[3]
+      if cjson.decode(held[place])[3] == item then return place end
+    end
+  end
+end
+-- In its place by time; gives that of the event before it.
+local function insert(time, id, entry)
+  local place = #held
+  while place > 0 and times[place] > time do place = place - 1 end
+  table.insert(held, place + 1, entry)
+  table.insert(times, place + 1, time)
+  ids[id] = true
+  return place
+end
 for at = 4, #ARGV, 3 do
   local time, id, entry = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
-  if ids[id] then
+  local same = not ids[id] and twin(time, entry)
+  if same then
+    table.remove(held, same)
+    table.remove(times, same)
+    insert(time, id, entry)
+    moved = true
+    table.insert(outcomes, 0)
+  elseif ids[id] then
     table.insert(outcomes, 0)
   elseif #held >= keep and time <= times[1] then
     -- Also where it is as old as the oldest: sent again after it went, it would count again.
     table.insert(outcomes, -1)
   else
-    local place = #held
-    while place > 0 and times[place] > time do place = place - 1 end
-    if place == #held then table.insert(newest, entry) else moved = true end
-    table.insert(held, place + 1, entry)
-    table.insert(times, place + 1, time)
-    ids[id] = true
+    if insert(time, id, entry) == #held - 1 then table.insert(newest, entry) else moved = true end
     if #held > keep then
       table.remove(held, 1)
       table.remove(times, 1)
@@ -76,19 +113,18 @@ for at = 4, #ARGV, 3 do
   end
 end
 if stored > 0 then
-  if moved then
-    -- Anew, and once for all late events: LINSERT finds its place by what stands there, and events of a snapshot may be alike.
-    redis.call('DEL', KEYS[1])
-    redis.call('RPUSH', KEYS[1], unpack(held))
-  else
-    redis.call('RPUSH', KEYS[1], unpack(newest))
-    redis.call('LTRIM', KEYS[1], -#held, -1)
-  end
-  local first, last, seedings = begun(redis.call('GET', KEYS[2]))
   last = last + stored
-  set_count(first, last, seedings)
-  redis.call('XADD', KEYS[3], '*', 'user', ARGV[3], 'sequence', string.format('%.0f', last))
+  -- First: where it is refused, nothing has been stored.
+  of(KEYS[3], redis.pcall('XADD', KEYS[3], '*', 'user', ARGV[3], 'sequence', string.format('%.0f', last)))
 end
+if moved then
+  -- Anew, and once for all late events: LINSERT finds its place by what stands there, and events of a snapshot may be alike.
+  replace(held)
+elseif stored > 0 then
+  redis.call('RPUSH', KEYS[1], unpack(newest))
+  redis.call('LTRIM', KEYS[1], -#held, -1)
+end
+if stored > 0 then set_count(first, last, seedings) end
 live(ttl)
 return outcomes
 """
@@ -99,7 +135,8 @@ SEED = (
 -- KEYS history, sequence, mark of who was forgotten. ARGV events to keep, seconds to live or 0, the snapshot's events, one a line,
 -- oldest first.
 -- Acknowledged events that the snapshot lacks keep their places by time. An event that both have stays as it was sent, with
--- its id: the same item within the same second, since snapshots may have whole seconds.
+-- its id: the same item within the same second, since snapshots may have whole seconds. Features that an event had in the
+-- snapshot before and has none of now, since this version's model reads others, stay for the models that read them.
 -- Gives how far a state of the snapshot alone counts, and how often snapshots have changed the history; -1, and nothing is
 -- changed, where the user was forgotten.
 if redis.call('EXISTS', KEYS[3]) == 1 then return '-1 0' end
@@ -108,10 +145,40 @@ if redis.call('EXISTS', KEYS[3]) == 1 then return '-1 0' end
     + _HELD
     + """
 local keep, ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
+local sequence = stored_count()
 local snapshot, when = {}, {}
 for entry in string.gmatch(ARGV[3], '[^\\n]+') do
   table.insert(snapshot, entry)
   table.insert(when, tonumber(string.match(entry, '^%[(%-?%d+),')))
+end
+local known, before = {}, nil
+for _, entry in ipairs(held) do known[entry] = true end
+local function more_of(entry)
+  if known[entry] then return entry end
+  if not before then
+    before = {}
+    for _, old in ipairs(held) do
+      local read, content = pcall(cjson.decode, old)
+      if read and content[2] == '' then
+        local at = string.format('%.0f ', content[1]) .. content[3]
+        before[at] = before[at] or {}
+        table.insert(before[at], content[4])
+      end
+    end
+  end
+  local content = cjson.decode(entry)
+  local olds = before[string.format('%.0f ', content[1]) .. content[3]]
+  local old = olds and table.remove(olds, 1)
+  local names = {}
+  for name in pairs(old or {}) do
+    if content[4][name] == nil then table.insert(names, name) end
+  end
+  if #names == 0 then return entry end
+  table.sort(names)
+  local parts = {}
+  for _, name in ipairs(names) do table.insert(parts, cjson.encode(name) .. ':' .. cjson.encode(old[name])) end
+  local head = string.sub(entry, 1, -3)
+  return head .. (string.sub(head, -1) == '{' and '' or ',') .. table.concat(parts, ',') .. '}]'
 end
 -- Both are in the order of their times: one look at each, and what is near in time is compared.
 local twin, acknowledged, lacking, from = {}, {}, {}, 1
@@ -142,7 +209,7 @@ for at, entry in ipairs(snapshot) do
     add(acknowledged[next])
     next = next + 1
   end
-  if not twin[at] then table.insert(merged, entry) end
+  if not twin[at] then table.insert(merged, more_of(entry)) end
 end
 for at = next, #acknowledged do add(acknowledged[at]) end
 local kept, since = {}, 0
@@ -154,11 +221,9 @@ local changed = #kept ~= #held
 for place, entry in ipairs(kept) do changed = changed or entry ~= held[place] end
 local left = redis.call('PTTL', KEYS[1])
 if changed then
-  redis.call('DEL', KEYS[1])
-  -- So many at once as Lua's stack takes for certain.
-  for at = 1, #kept, 1000 do redis.call('RPUSH', KEYS[1], unpack(kept, at, math.min(at + 999, #kept))) end
+  if #kept > 0 then replace(kept) else redis.call('DEL', KEYS[1]) end
 end
-local sequence, counted, seedings = redis.call('GET', KEYS[2]), '0', 0
+local counted, seedings = '0', 0
 -- Events that the snapshot lacks have a count, even where Redis evicted theirs: else a state without them would not say so.
 if sequence or since > 0 then
   local first, last
@@ -192,7 +257,7 @@ WRITE_STATE = (
     + """
 local data, at = ARGV[1], tonumber(ARGV[3])
 local mine = #data >= at + 8 and struct.unpack('<i8', data, at + 1) or 0
-local first, counted, seedings = count_of(redis.call('GET', KEYS[2]))
+local first, counted, seedings = count_of(stored_count())
 if mine > counted or (mine > 0 and mine < first) then return -1 end
 if mine == 0 and redis.call('EXISTS', KEYS[3]) == 1 then return -1 end
 if ARGV[4] ~= '' and tonumber(ARGV[4]) ~= seedings then return -2 end
@@ -230,6 +295,12 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[7])) do
 end
 for place = 8, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
 return removed
+"""
+
+FINISH = """
+-- KEYS stream. ARGV group, ids. In one step: what is acknowledged and still there would never be anybody's again.
+redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
+redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
 """
 
 REMOVE_ENDED = """

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +20,14 @@ from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.state import SEQUENCE_AT
 from srp4ctr.runtime.event_scripts import WRITE_STATE
 from srp4ctr.runtime.redis_client import store_errors
-from srp4ctr.runtime.version_scripts import ACTIVATE, FOLLOW_ITEMS, ROLL_BACK, TAKE_BACK
+from srp4ctr.runtime.version_scripts import (
+    ACTIVATE,
+    FOLLOW_ITEMS,
+    MARK_PUBLISHED,
+    NOTE_PROGRESS,
+    ROLL_BACK,
+    TAKE_BACK,
+)
 
 TICKS = 25
 """In so many steps the limit of an asynchronous read passes."""
@@ -31,6 +38,9 @@ SCAN = 1000
 """Keys that Redis looks at in one go."""
 ANNOUNCED_S = 600
 """How long a version stays announced unless that is renewed, so that a command that was killed does not keep it so for ever."""
+
+REMOVING_S = 60
+"""How long a version cannot be published after whoever removes it has last said so: a command that was killed says nothing more."""
 
 T = TypeVar("T")
 
@@ -142,11 +152,12 @@ class StateStore:
         return max(0, limit - int(found["used_memory"]))
 
     def note_progress(self, version: str, progress: Progress) -> None:
-        """Note how far the version's states are written, after they are."""
-        fields: dict[Any, Any] = asdict(progress)
+        """Note how far the version's states are written, after they are; StoreError where they are being removed."""
+        keys = self._keys.removing(version), self._keys.versions(), self._keys.publishing(version)
         with store_errors():
-            self._client.sadd(self._keys.versions(), version)
-            self._client.hset(self._keys.publishing(version), mapping=fields)
+            noted = self._client.eval(NOTE_PROGRESS, 3, *keys, version, *_fields(asdict(progress)))
+        if not noted:
+            raise _removing(version)
 
     def progress(self, version: str) -> Progress | None:
         """What `note_progress` noted; None where nothing was begun, or all is done."""
@@ -154,13 +165,22 @@ class StateStore:
             found = _texts(self._client.hgetall(self._keys.publishing(version)))
         return Progress(found["fingerprint"], found["data"], int(found["users"])) if found else None
 
-    def mark_published(self, version: str, fingerprint: str, users: int) -> None:
-        """Declare that all states of the version are there; only then can it be activated."""
-        fields: dict[Any, Any] = {"fingerprint": fingerprint, "users": users, "completed_at_ms": _now_ms()}
+    def mark_published(
+        self, version: str, fingerprint: str, users: int, *, after_progress: bool = False
+    ) -> None:
+        """Declare that all states of the version are there; only then can it be activated.
+
+        Raises StoreError where they are being removed, or, with `after_progress`, have been since the progress was noted last.
+        """
+        fields = {"fingerprint": fingerprint, "users": users, "completed_at_ms": _now_ms()}
+        beside = self._keys.removing(version), self._keys.versions()
+        keys = *beside, self._keys.published(version), self._keys.publishing(version)
         with store_errors():
-            self._client.sadd(self._keys.versions(), version)
-            self._client.hset(self._keys.published(version), mapping=fields)
-            self._client.delete(self._keys.publishing(version))
+            marked = self._client.eval(
+                MARK_PUBLISHED, 4, *keys, version, int(after_progress), *_fields(fields)
+            )
+        if not marked:
+            raise _removing(version)
 
     def published(self, version: str) -> Published | None:
         """What `mark_published` declared of the version."""
@@ -288,17 +308,24 @@ class StateStore:
     def drop(self, version: str) -> int:
         """Remove all states of a version that is neither active nor the one before; gives their number.
 
-        That it is published is taken back first, so that what is half gone can never be activated. That there was such a version
-        is known until `strike`, so that whoever is cut off finds it again. Raises StoreError for a version that services may need.
+        That it is published is taken back first, and whoever is publishing it is refused from then on, so that what is half gone
+        can never be activated. That there was such a version is known until `strike`, so that whoever is cut off finds it again.
+        Raises StoreError for a version that services may need.
         """
-        needed = self._keys.active(), self._keys.upcoming(), self._keys.published(version)
-        with store_errors():
-            taken_back = self._client.eval(TAKE_BACK, 3, *needed, version)
-        if not taken_back:
-            raise StoreError(
-                f"{version} is active, about to be, or the one to roll back to, and is not removed"
-            )
         dropped = 0
+        # Once more where there were any: who was publishing it may have written some before being refused.
+        while removed := self._drop_all(version):
+            dropped += removed
+        with store_errors():
+            self._client.delete(
+                self._keys.publishing(version), self._keys.items(version), self._keys.removing(version)
+            )
+        return dropped
+
+    def _drop_all(self, version: str) -> int:
+        """Remove all states that there are now; gives their number."""
+        dropped = 0
+        self._take_back(version)
         with store_errors():
             keys = self._client.scan_iter(self._keys.states(version), count=SCAN)
             while some := list(itertools.islice(keys, SCAN)):
@@ -307,8 +334,18 @@ class StateStore:
                 for key in some:
                     pipeline.unlink(key)
                 dropped += sum(pipeline.execute())
-            self._client.delete(self._keys.publishing(version), self._keys.items(version))
+                self._take_back(version)
         return dropped
+
+    def _take_back(self, version: str) -> None:
+        needed = self._keys.active(), self._keys.upcoming(), self._keys.published(version)
+        with store_errors():
+            removing = self._keys.removing(version)
+            taken_back = self._client.eval(TAKE_BACK, 4, *needed, removing, version, REMOVING_S)
+        if not taken_back:
+            raise StoreError(
+                f"{version} is active, about to be, or the one to roll back to, and is not removed"
+            )
 
     def strike(self, version: str) -> None:
         """Strike a version of which there is nothing any more off the list of all."""
@@ -374,6 +411,17 @@ def _active(found: dict[Any, Any]) -> Active | None:
 def _name(found: bytes | None) -> str | None:
     # What is no text is no name either, and is refused as such.
     return None if found is None else found.decode(errors="replace")
+
+
+def _fields(fields: Mapping[str, object]) -> list[str]:
+    return [str(part) for pair in fields.items() for part in pair]
+
+
+def _removing(version: str) -> StoreError:
+    return StoreError(
+        f"srp4ctr versions --prune removes the states of {version}; publish it again when that is done, or in {REMOVING_S} s "
+        "where it was cut off"
+    )
 
 
 def _texts(found: dict[Any, Any]) -> dict[str, str]:

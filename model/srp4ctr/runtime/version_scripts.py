@@ -19,11 +19,31 @@ redis.call('HSET', KEYS[1], 'version', ARGV[1], 'fingerprint', ARGV[2],
 return 1
 """
 
-# That a version is published is taken back, unless services need it or are about to.
+# That a version is published is taken back, unless services need it or are about to; nor can it be published from then on, by
+# whoever is at it, until that ends.
 TAKE_BACK = """
 if redis.call('HGET', KEYS[1], 'version') == ARGV[1] or redis.call('HGET', KEYS[1], 'previous') == ARGV[1]
   or redis.call('GET', KEYS[2]) == ARGV[1] then return 0 end
+redis.call('SET', KEYS[4], '', 'EX', ARGV[2])
 redis.call('DEL', KEYS[3])
+return 1
+"""
+
+# How far a version is published, unless its states are being removed.
+NOTE_PROGRESS = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('HSET', KEYS[3], unpack(ARGV, 2))
+return 1
+"""
+
+# That it is published, unless its states are being removed, or have been since its progress, KEYS[4], was noted last.
+MARK_PUBLISHED = """
+if redis.call('HGET', KEYS[3], 'completed_at_ms') == ARGV[#ARGV] then return 1 end
+if redis.call('EXISTS', KEYS[1]) == 1 or (ARGV[2] == '1' and redis.call('EXISTS', KEYS[4]) == 0) then return 0 end
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('HSET', KEYS[3], unpack(ARGV, 3))
+redis.call('DEL', KEYS[4])
 return 1
 """
 
