@@ -1,12 +1,13 @@
 """Request bodies: read within limits, parsed once, and errors that name the field."""
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from srp4ctr.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, MalformedBody
+from srp4ctr.contract.errors import BodyTimeout, BodyTooLarge, InvalidRequest, MalformedBody, Overloaded
 from srp4ctr.contract.http_types import (
     BatchRequest,
     Body,
@@ -24,24 +25,45 @@ NUL = "must not contain the character NUL"
 R = TypeVar("R", bound=Body)
 
 
-async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
-    """The whole body; raises BodyTooLarge as soon as that is known, BodyTimeout and ClientDisconnect."""
+@dataclass
+class Held:
+    """Bytes of bodies that have not arrived as a whole, of all requests."""
+
+    size: int = 0
+
+
+async def read_body(scope: Scope, receive: Receive, settings: Settings, held: Held) -> bytes:
+    """The whole body; raises BodyTooLarge as soon as that is known, BodyTimeout, ClientDisconnect, and Overloaded where those of
+    others leave no room for it.
+    """
     limit = settings.max_body_bytes
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     if announced.isdigit() and int(announced) > limit:
         raise BodyTooLarge(BODY, f"{int(announced)} bytes are more than the {limit} that the service takes")
-    body: bytes = b""
-    while True:
-        message = await receive()
-        if is_late(scope):
-            raise BodyTimeout(BODY, f"not all of it arrived within {settings.arrival_timeout_ms} ms")
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise BodyTooLarge(BODY, f"more than the {limit} bytes that the service takes")
-        if not message.get("more_body", False):
-            return body
+    body = bytearray()
+    try:
+        while True:
+            message = await receive()
+            if is_late(scope):
+                raise BodyTimeout(BODY, f"not all of it arrived within {settings.arrival_timeout_ms} ms")
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            piece: bytes = message.get("body", b"")
+            ended = not message.get("more_body", False)
+            if len(body) + len(piece) > limit:
+                raise BodyTooLarge(BODY, f"more than the {limit} bytes that the service takes")
+            if ended and not body:
+                return piece
+            body += piece
+            held.size += len(piece)
+            if ended:
+                return bytes(body)
+            if held.size > settings.max_held_bytes:
+                raise Overloaded(
+                    "bodies that have not arrived as a whole take all the room that there is", 1.0
+                )
+    finally:
+        held.size -= len(body)
 
 
 def parse(kind: type[R], body: bytes, written: Format, settings: Settings) -> R:
@@ -104,5 +126,8 @@ def _check_inline(request: UserRequest, most: int, at: str) -> None:
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return MalformedBody(BODY, first["msg"]) if first["type"] == "json_invalid" else invalid_request(error)
+    if error.error_count() == 1:
+        (only,) = error.errors(include_url=False, include_context=False, include_input=False)
+        if only["type"] == "json_invalid":
+            return MalformedBody(BODY, only["msg"])
+    return invalid_request(error)

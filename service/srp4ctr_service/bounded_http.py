@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from srp4ctr_service.door import Door
 from srp4ctr_service.quick_refusal import quick_refusal
-from srp4ctr_service.request_scope import RequestScope
+from srp4ctr_service.request_scope import Answer, RequestScope
 from srp4ctr_service.telemetry import Telemetry
 from srp4ctr_service.whole_request import WholeRequest, whole_request
 
@@ -49,13 +49,17 @@ class BoundedHttp(HttpToolsProtocol):
     """Answers 431 to a head that is too long, 408 to one that does not end and 400 to what is no HTTP; tells the app of a body
     that does not end, and cuts off who goes on with one after the answer.
 
-    A clock runs only for a request that was not there at once, so that the others, nearly all, cost nothing.
+    A clock runs only for a request that was not there at once, so that the others, nearly all, cost nothing. A connection over
+    which nothing is asked, or no answer read, ends.
     """
 
-    def __init__(self, *parts: Any, arrival_s: float, max_unread: int, **named: Any) -> None:
-        """As uvicorn makes them, for requests that must arrive within `arrival_s` seconds of their first byte.
+    def __init__(
+        self, *parts: Any, arrival_s: float, max_unread: int, max_connections: int, **named: Any
+    ) -> None:
+        """As uvicorn makes them, for requests that must arrive within `arrival_s` seconds of their first byte, and answers that must
+        be read within as many.
 
-        Of a request that was answered before its end so many bytes more are taken, and dropped.
+        Of a request that was answered before its end so many bytes more are taken, and dropped; of connections so many are open.
         """
         super().__init__(*parts, **named)
         app: Any = self.app
@@ -64,15 +68,27 @@ class BoundedHttp(HttpToolsProtocol):
         self._telemetry: Telemetry = app.telemetry
         self._arrival_s = arrival_s
         self._max_unread = max_unread
+        self._max_connections = max_connections
         self._unread = self._piece = 0
         self._head_bytes = 0
         self._in_head = self._in_message = False
         self._quiet_since = -math.inf
         self._clock: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._running: Any = None
+        """The request of those that the parser has read that is being answered."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there."""
+        super().connection_made(transport)
+        if len(self.connections) > self._max_connections:
+            self._refuse(b"503 Service Unavailable", "too-many-connections", 503, b"retry-after: 1\r\n")
+        else:
+            self._quiet()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        if self._between and (self._turned_away(data) or self._taken(data)):
+        if self._between and self._taken(data):
             return
         self._piece = len(data)
         super().data_received(data)
@@ -83,17 +99,40 @@ class BoundedHttp(HttpToolsProtocol):
         elif self._in_message and self.cycle is not None and self.cycle.response_complete:
             self._unread += len(data)
             if self._unread > self._max_unread:
-                self.transport.close()
+                self._close()
         if self._arriving:
             if self._clock is None:
                 self._clock = self.loop.call_later(self._arrival_s, self._late)
         elif self._clock is not None:
             self._stop_clock()
+        if self.timeout_keep_alive_task is None and self._between:
+            # What came is no part of a request, and no reason to wait any longer.
+            self._keep_alive_for(max(0.0, self._quiet_since + self.timeout_keep_alive - self.loop.time()))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end of the connection."""
         self._stop_clock()
+        self._stop_waiting_for_reader()
+        self._nobody_is_there()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        if not self.transport.is_closing():
+            self._stop_waiting_for_reader()
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        """The end of an answer."""
+        self._quiet_since = self.loop.time()
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._wait_for_reader()
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
@@ -111,7 +150,7 @@ class BoundedHttp(HttpToolsProtocol):
                 raise _EndedError
         if len(self.pipeline) >= MAX_PIPELINED:
             # Its answers come in order, so that there is none to give to this request now.
-            self.transport.close()
+            self._close()
             raise _EndedError
         self._in_head = False
         super().on_headers_complete()
@@ -131,20 +170,16 @@ class BoundedHttp(HttpToolsProtocol):
             and not self.transport.is_closing()
         )
 
-    def _turned_away(self, data: bytes) -> bool:
-        """Whether that was all of a request which the door does not let in, and has been answered."""
-        answer = quick_refusal(data, self._door, self._telemetry)
-        if answer is None:
-            return False
-        self.transport.write(answer)
-        self._quiet()
-        return True
-
     def _taken(self, data: bytes) -> bool:
-        """Whether that was all of a request which is as plain as most, and is being answered."""
+        """Whether that was all of a request which is as plain as most, and is being answered, or has been refused at the door."""
         request = whole_request(data, self._scope.whole_paths)
         if request is None:
             return False
+        refusal = quick_refusal(request, self._door, self._telemetry) if self._scope.allows(request) else None
+        if refusal is not None:
+            self._send(refusal, keep_alive=True)
+            self._quiet()
+            return True
         self._door.arriving += 1
         self.cycle = exchange = _Exchange()  # type: ignore[assignment]
         task = self.loop.create_task(self._answer(request, exchange))
@@ -155,25 +190,29 @@ class BoundedHttp(HttpToolsProtocol):
 
     async def _answer(self, request: WholeRequest, exchange: _Exchange) -> None:
         try:
-            status, headers, body = await self._scope.whole(request)
+            answer = await self._scope.whole(request)
         except BaseException:
             # Whoever stops the server does not wait any longer.
-            self.transport.close()
+            self._close()
             raise
         exchange.response_complete = True
         if self.transport.is_closing():
             return
-        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
+        self._send(answer, keep_alive=exchange.keep_alive)
         if not exchange.keep_alive:
-            lines.append(b"connection: close\r\n")
-        self.transport.write(b"".join((STATUS_LINE[status], *lines, b"\r\n", body)))
-        if not exchange.keep_alive:
-            self.transport.close()
+            self._close()
         elif self.pipeline:
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1
             self._quiet()
+
+    def _send(self, answer: Answer, *, keep_alive: bool) -> None:
+        headers = (*self.server_state.default_headers, *answer.headers)
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        if not keep_alive:
+            lines.append(b"connection: close\r\n")
+        self.transport.write(b"".join((STATUS_LINE[answer.status], *lines, b"\r\n", answer.body)))
 
     def _quiet(self) -> None:
         """Nothing is under way: what follows is awaited for a while."""
@@ -193,18 +232,43 @@ class BoundedHttp(HttpToolsProtocol):
         if left_s > 0:
             self._keep_alive_for(left_s)
         else:
-            self.transport.close()
+            self._close()
 
     def _keep_alive_for(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
-    def _start_asgi_task(self, *parts: Any) -> None:
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._door.arriving += 1
-        super()._start_asgi_task(*parts)
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     @property
     def _arriving(self) -> bool:
         return not self.transport.is_closing() and self._in_message
+
+    def _close(self) -> None:
+        """Close the connection when what was written has been read, or is not in time."""
+        self.transport.close()
+        self._wait_for_reader()
+
+    def _wait_for_reader(self) -> None:
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(self._arrival_s, self._abort)
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _abort(self) -> None:
+        self._nobody_is_there()
+        self.transport.abort()
+
+    def _nobody_is_there(self) -> None:
+        # uvicorn tells the newest request alone, and whoever answers the others would write to what is closed.
+        for cycle in (self.cycle, self._running, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.disconnected = True
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
@@ -218,7 +282,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._in_head:
             self._refuse(b"408 Request Timeout", "request-timeout", 408)
         elif self.cycle.response_complete:
-            self.transport.close()
+            self._close()
         else:
             self.scope[_LATE] = True  # type: ignore[literal-required]
             self.cycle.message_event.set()
@@ -231,11 +295,16 @@ class BoundedHttp(HttpToolsProtocol):
     def _refuse_head(self) -> None:
         self._refuse(b"431 Request Header Fields Too Large", "headers-too-large", 431)
 
-    def _refuse(self, status: bytes, kind: str, number: int) -> None:
+    def _refuse(self, status: bytes, kind: str, number: int, more: bytes = b"") -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # What is being answered gets its own answer, and is the last.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
         body = b'{"type":"/problems/%s","title":"%s","status":%d}' % (kind.encode(), status[4:], number)
         head = b"HTTP/1.1 %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n" % (
             status,
             len(body),
         )
-        self.transport.write(head + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
+        self.transport.write(head + more + b"connection: close\r\n\r\n" + body)
+        self._close()

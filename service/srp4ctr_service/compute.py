@@ -16,12 +16,12 @@ from srp4ctr.contract.errors import Overloaded
 
 T = TypeVar("T")
 
-ROWS_OF_A_RUN = 25
-"""What a run costs beside its rows, in rows: seen for networks of the default sizes."""
-_WEIGHT = 0.1
-"""Of the newest run in the estimated time of a row."""
-_MOST = 4.0
-"""Times the estimate that one run may count for: what holds a process up now and then is not what its runs take."""
+ROWS_OF_A_RUN = 100
+"""What a run costs beside its rows, and the request around it, in rows: seen for networks of the default sizes."""
+RUNS_REMEMBERED = 9
+"""Of which the estimate of a row's time is the median: what holds a process up now and then is not what its runs take."""
+PROBE_AFTER = 16
+"""Jobs given up with nothing run in between: then one is run all the same, since an estimate that only refuses never learns."""
 
 
 @dataclass(eq=False)
@@ -47,7 +47,9 @@ class Compute:
         self._scheduled = False
         self._earliest = math.inf
         """No job that waits must begin before, by what was known of runs when it came."""
+        self._recent: deque[float] = deque(maxlen=RUNS_REMEMBERED)
         self._seconds_per_row = 0.0
+        self._given_up = 0
         self.done = 0
         """Runs so far."""
         self._busy_since: float | None = None
@@ -58,9 +60,9 @@ class Compute:
         """Estimated time until all that was admitted is done."""
         return self._seconds_per_row * (self._rows + ROWS_OF_A_RUN * self._runs)
 
-    def seconds(self, rows: float, runs: int = 1) -> float:
-        """Estimated time of so many rows in so many runs, with what comes between runs under load; 0 before anything has run."""
-        return self._seconds_per_row * (rows + ROWS_OF_A_RUN * runs)
+    def seconds(self, rows: float) -> float:
+        """Estimated time of a run of so many rows, with what comes between runs under load; 0 before anything has run."""
+        return self._seconds_per_row * (rows + ROWS_OF_A_RUN)
 
     def over(self, rows: float) -> bool:
         """Whether so many rows more would be too many; a single request never is."""
@@ -110,12 +112,12 @@ class Compute:
         """Tell all that cannot be done in time."""
         left = [job for job in self._jobs if not job.result.done()]
         for job in left:
-            if now > self._latest(job):
+            # What has still time by the clock may be run to learn how long that takes.
+            if now > self._latest(job) and (self._given_up < PROBE_AFTER or now > job.deadline):
                 job.result.set_result(None)
+                self._given_up += 1
         kept = [job for job in left if not job.result.done()]
-        if left and not kept:
-            # An estimate that only refuses would never learn that it is wrong. While others are run, they tell.
-            self._seconds_per_row *= 1 - _WEIGHT
+        if not kept:
             self._busy_since = None
         self._jobs = deque(kept)
         self._earliest = min(map(self._latest, kept), default=math.inf)
@@ -128,6 +130,7 @@ class Compute:
         # With what came between it and the run before: under load, requests that are read and answers that are written.
         since = began if self._busy_since is None else self._busy_since
         self._busy_since = None
+        self._given_up = 0
         try:
             job.result.set_result(job.work())
         except Exception as error:  # noqa: BLE001 -- it belongs to the request, and the next job must run
@@ -137,11 +140,8 @@ class Compute:
         self.done += 1
         if self._jobs:
             self._busy_since = ended
-        per_row = (ended - since) / (job.rows + ROWS_OF_A_RUN)
-        if not self._seconds_per_row:
-            self._seconds_per_row = per_row
-        per_row = min(per_row, _MOST * self._seconds_per_row)
-        self._seconds_per_row += _WEIGHT * (per_row - self._seconds_per_row)
+        self._recent.append((ended - since) / (job.rows + ROWS_OF_A_RUN))
+        self._seconds_per_row = sorted(self._recent)[len(self._recent) // 2]
 
     def count(self, rows: int, runs: int) -> None:
         """Count in what is admitted, or out what is done."""

@@ -59,20 +59,20 @@ class Door:
         self._bytes_per_row += _WEIGHT * (per_row - self._bytes_per_row)
         self._usual_rows += _WEIGHT * (rows - self._usual_rows)
 
-    def look(self, body: bytes, at: int = 0) -> float | None:
-        """The seconds that others take, where they leave no time for a request whose body begins there and is read but now."""
-        return self._look(body, at, self.arriving)
+    def look(self, body: bytes) -> float | None:
+        """The seconds that others take, where they leave no time for a request with that body, which is read but now."""
+        return self._look(body, self.arriving)
 
     def check(self, body: bytes) -> None:
         """Let a request with that body come in; raises Overloaded where there is no time for it."""
-        wait_s = self._look(body, 0, 0)
+        wait_s = self._look(body, 0)
         if wait_s is not None:
             self.refused += 1
             raise Overloaded("other requests' candidates leave no time for these", wait_s)
         if self._as_prior:
             self._priors -= 1
 
-    def _look(self, body: bytes, at: int, others: int) -> float | None:
+    def _look(self, body: bytes, others: int) -> float | None:
         compute = self._compute
         wait_s = compute.wait_s
         self._as_prior = False
@@ -82,9 +82,9 @@ class Door:
             self._priors, self._done = min(PRIORS, self._priors + 1), compute.done
         if not wait_s:
             return None
-        rows = (len(body) - at) / self._bytes_per_row if self._bytes_per_row else 0.0
+        rows = len(body) / self._bytes_per_row if self._bytes_per_row else 0.0
         if not compute.over(rows):
-            deadline_s = (_deadline_ms(body, at) or self._deadline_ms) / 1000
+            deadline_s = (_deadline_ms(body) or self._deadline_ms) / 1000
             if wait_s + compute.seconds(rows) <= MARGIN * deadline_s:
                 return None
             self._priors = min(PRIORS, self._priors + PRIORS_A_RUN * (compute.done - self._done))
@@ -104,13 +104,13 @@ class Door:
             log.warning("overload", refused=refused, waiting_ms=round(1000 * self._compute.wait_s, 1))
 
 
-def _deadline_ms(body: bytes, at: int) -> float | None:
+def _deadline_ms(body: bytes) -> float | None:
     """The deadline that a body of JSON or MessagePack gives, by its looks; None where it has none."""
-    place = body.rfind(b'"deadline_ms"', at)
+    place = body.rfind(b'"deadline_ms"')
     if place >= 0:
         found = _JSON_DEADLINE.match(body, place)
         return None if found is None else float(found[1])
-    place = body.rfind(_MSGPACK_DEADLINE, at)
+    place = body.rfind(_MSGPACK_DEADLINE)
     if place < 0:
         return None
     place += len(_MSGPACK_DEADLINE)

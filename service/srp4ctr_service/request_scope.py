@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from srp4ctr.contract.errors import NotAuthorized
 from srp4ctr_service.door import Door
 from srp4ctr_service.formats import JSON, Format
 from srp4ctr_service.keys import ApiKeys
@@ -108,6 +109,15 @@ class RequestScope:
         status, headers, body = await self._shortly(shortcut, scope, receive)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def allows(self, request: WholeRequest) -> bool:
+        """Whether the request has a key, where keys are asked for."""
+        if self._keys is not None:
+            try:
+                self._keys.check({"path": request.path, "headers": request.headers})
+            except NotAuthorized:
+                return False
+        return True
 
     async def whole(self, request: WholeRequest) -> Answer:
         """The answer to a request that is there as a whole; its path is one of `whole_paths`."""

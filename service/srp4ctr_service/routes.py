@@ -33,7 +33,7 @@ from srp4ctr.contract.http_types import (
 )
 from srp4ctr.contract.transforms import BEHAVIOUR, CONTEXT
 from srp4ctr.runtime.redis_client import shown
-from srp4ctr_service.bodies import R, parse, read_body
+from srp4ctr_service.bodies import Held, R, parse, read_body
 from srp4ctr_service.door import Door
 from srp4ctr_service.formats import format_of
 from srp4ctr_service.openapi import BINARY, answers, takes
@@ -96,12 +96,14 @@ async def forget(request: Request) -> Response:
 def shortcuts(parts: Callable[[], Parts], door: Door) -> dict[str, Shortcut]:
     """What answers the paths that are asked for most, by path, from the parts of the running app; `door` is that to the model."""
 
+    held = Held()
+
     def shortcut(
         kind: type[R], answer: Callable[[Parts, R, RequestInfo], Awaitable[bytes]], door: Door | None = None
     ) -> Shortcut:
         async def serve(scope: Scope, receive: Receive, info: RequestInfo) -> bytes:
             of = parts()
-            body = await read_body(scope, receive, of.settings)
+            body = await read_body(scope, receive, of.settings, held)
             if door is not None:
                 door.check(body)
             info.body_bytes = len(body)

@@ -41,7 +41,19 @@ class Settings(StoreSettings):
     )
     max_body_bytes: int = Field(default=1 << 20, gt=0, description="largest body taken, bytes")
     arrival_timeout_ms: int = Field(
-        default=5000, gt=0, description="limit for a request to arrive, from its first byte on, milliseconds"
+        default=5000,
+        gt=0,
+        description="limit for a request to arrive, from its first byte on, and for its answer to be read, milliseconds",
+    )
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        description="connections that each worker has open, as far as its limit of open files allows; one more gets a 503",
+    )
+    max_held_bytes: int = Field(
+        default=64 << 20,
+        gt=0,
+        description="of bodies that have not arrived as a whole, of all requests of a worker together; one more byte gets a 503",
     )
     deadline_ms: float = Field(
         default=500, gt=0, description="time for the whole answer where the request gives none, milliseconds"

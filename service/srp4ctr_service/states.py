@@ -1,6 +1,5 @@
 """A user's state for one request: read within a limit, or the cold state and the reason for it."""
 
-import asyncio
 import time
 from dataclasses import dataclass
 
@@ -13,6 +12,9 @@ from srp4ctr.runtime.near_cache import Kept
 from srp4ctr.runtime.state_reads import StateReads
 from srp4ctr_service.model import ServedModel
 from srp4ctr_service.settings import Settings
+
+READ_SHARE = 0.8
+"""Of a request's time that is left, for Redis: without a state there is still something to be answered."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,6 @@ class StateReader:
         self._reads = reads
         self._keys = keys
         self._stale_after_ms = settings.stale_after_s * 1000
-        self._longest_read_s = settings.redis_score_timeout_ms / 1000
 
     async def read(self, model: ServedModel, user_id: str, left_s: float) -> StateView:
         """The user's state under that model, within the `left_s` seconds that the request has left."""
@@ -42,13 +43,8 @@ class StateReader:
         try:
             if left_s <= 0:
                 raise TimeoutError
-            if left_s > self._longest_read_s:
-                # The limit of every read ends this one in time.
-                data = await self._reads.get(key, beside)
-            else:
-                async with asyncio.timeout(left_s):
-                    data = await self._reads.get(key, beside)
-            return self._view(model, data)
+            until = time.monotonic() + READ_SHARE * left_s
+            return self._view(model, await self._reads.get(key, beside, until))
         except TimeoutError:
             reason = "deadline"
         except StoreUnavailable:

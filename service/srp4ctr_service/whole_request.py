@@ -16,7 +16,7 @@ _LENGTH_DIGITS = 10
 _CONNECTION = b"connection"
 _KEEP_ALIVE = b"keep-alive"
 # What changes how a message is read, or asks for more than an answer.
-_NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer"})
+_NOT_PLAIN = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer", b"proxy-connection"})
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -38,7 +38,10 @@ def whole_request(data: bytes, paths: Container[bytes]) -> WholeRequest | None:
     length = None
     for line in found[2].split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
-        name, value = name.lower(), value.strip()
+        name, value = name.lower(), value.lstrip()
+        if value[-1:].isspace():
+            # The parser leaves it there.
+            return None
         if name == _LENGTH:
             if length is not None or not value.isdigit() or len(value) > _LENGTH_DIGITS:
                 return None

@@ -4,6 +4,9 @@ import json
 import socket
 import time
 
+import orjson
+import ormsgpack
+import psutil
 import pytest
 
 from srp4ctr_service.settings import Settings
@@ -122,9 +125,41 @@ def test_all_wrong_fields_are_named_at_once(shared_api):
     fields = {error["field"] for error in problem["errors"]}
     assert fields == {"user_id", "item_ids[1]", "context.hour", "more"}
     many = check_problem(
-        shared_api.post("/score", json=GOOD | {"item_ids": [1] * 2000}), "invalid-request", 422
+        shared_api.post("/score", json=GOOD | {"context": {f"f{number}": [] for number in range(200)}}),
+        "invalid-request",
+        422,
     )
     assert len(many["errors"]) == 20
+
+
+_MANY = 150_000
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"item_ids": [1] * _MANY}, "item_ids[0]"),
+        ({"candidate_features": {"hour": [{}] * _MANY}}, "candidate_features.hour[0]"),
+        ({"candidate_features": {str(number): [{}] for number in range(_MANY // 2)}}, "body"),
+        ({"context": {str(number): {} for number in range(_MANY // 2)}}, "body"),
+        ({"items": {"1": {str(number): {} for number in range(_MANY // 2)}}}, "body"),
+        ({"items": {"1": {"genre": [{}] * _MANY}}}, "items.1.genre"),
+        ({str(number): 0 for number in range(_MANY // 2)}, "body"),
+    ],
+)
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_body_of_many_faults_is_no_work(api, body, field, binary):
+    """A body of the largest size that is wrong in all its parts is refused, and takes neither the memory nor the time of others."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    pack, media = (ormsgpack.packb, "msgpack") if binary else (orjson.dumps, "json")
+    content = pack(GOOD | body)
+    assert len(content) < MAX_BODY_BYTES
+    headers = {"content-type": f"application/{media}"}
+    problem = check_problem(api.post("/score", content=content, headers=headers), "invalid-request", 422)
+    assert problem["errors"][0]["field"] == field
+    # One error for each type that each value is not took a hundred times the body.
+    assert process.memory_info().rss - before < 100 * 1_000_000
 
 
 def test_announced_body_too_large(shared_api):

@@ -94,7 +94,7 @@ def test_wrong_requests_are_refused_with_their_field(url, binary):
             (("", ["1"]), {}, "user_id"),
             (("1", ["1"]), {"deadline_ms": -1}, "deadline_ms"),
             # Longer than the client waits.
-            (("1", ["1"]), {"deadline_ms": 1001}, "deadline_ms"),
+            (("1", ["1"]), {"deadline_ms": 3001}, "deadline_ms"),
         ):
             with pytest.raises(InvalidRequest) as refused:
                 client.score(*arguments, **fields)
@@ -120,7 +120,7 @@ def test_numbers_that_are_none_are_never_sent(number, binary):
             ({"deadline_ms": number}, "deadline_ms"),
         ):
             for ask in (client.score, client.rank):
-                with pytest.raises(InvalidRequest, match="must be a finite number") as refused:
+                with pytest.raises(InvalidRequest, match="a finite number") as refused:
                     ask("1", ["3", "1"], **fields)
                 assert refused.value.field == wrong
         # As they were made these were right.
@@ -199,7 +199,7 @@ def answering(*outcomes):
     [
         ([503, 422, 422], "422", 1),
         ([(503, "0"), 422, 422], "422", 1),
-        ([(503, "1"), 422, 422], "503", 2),
+        ([(503, "9"), 422, 422], "503", 2),
         ([None, 422, 422], "422", 1),
         ([503, 503, 422], "503", 1),
         ([None, None, 422], "disconnected", 1),

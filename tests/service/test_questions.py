@@ -155,7 +155,7 @@ def test_a_feature_of_each_candidate(first, post):
         (
             {"candidate_features": {"hour": [1, {}, 3, 4]}},
             "candidate_features.hour[1]",
-            "must be a string, a number, a boolean or null",
+            "must be a string, a finite number, a boolean or null",
         ),
         ({"items": {"new": {"genre": "Drama"}}}, "items.new", "is not among the item_ids"),
         ({"items": {"1": {"colour": "red"}}}, "items.1.colour", "unknown feature; known are genre, id"),

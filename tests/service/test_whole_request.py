@@ -26,11 +26,9 @@ class Parsed:
 
     def __init__(self, data):
         self.headers, self.url, self.body, self.messages, self.error = [], b"", b"", 0, False
-        parser = httptools.HttpRequestParser(self)
+        self._parser = httptools.HttpRequestParser(self)
         try:
-            parser.feed_data(data)
-            self.method, self.version = parser.get_method(), parser.get_http_version()
-            self.stays_open = parser.should_keep_alive()
+            self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.error = True
 
@@ -38,7 +36,11 @@ class Parsed:
         self.url += url
 
     def on_header(self, name, value):
-        self.headers.append((name.lower(), value.strip()))
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self):
+        self.method, self.version = self._parser.get_method(), self._parser.get_http_version()
+        self.stays_open = self._parser.should_keep_alive()
 
     def on_body(self, body):
         self.body += body
@@ -89,6 +91,8 @@ def test_a_plain_request_is_taken():
         "a question before the body": request(*LINES, b"expect: 100-continue"),
         "another protocol": request(*LINES, b"connection: upgrade", b"upgrade: websocket"),
         "the last request": request(*LINES, b"connection: close"),
+        "the last request by a proxy": request(*LINES, b"proxy-connection: close"),
+        "a space behind a value": request(b"x-request-id: a ", LINES[-1]),
         "a folded line": request(b"x: y", b" z", LINES[-1]),
         "a space before the colon": request(b"x : y", LINES[-1]),
         "a name of other characters": request("x\u00e9: y".encode(), LINES[-1]),
@@ -126,7 +130,15 @@ _VALUES = st.one_of(
     st.binary(max_size=6), st.sampled_from([b"close", b"keep-alive", b"5", b" 40\t", b"chunked"])
 )
 _KNOWN = st.sampled_from(
-    [b"Connection", b"Transfer-Encoding", b"Content-Length", b"Upgrade", b"TE", b"Expect"]
+    [
+        b"Connection",
+        b"Proxy-Connection",
+        b"Transfer-Encoding",
+        b"Content-Length",
+        b"Upgrade",
+        b"TE",
+        b"Expect",
+    ]
 )
 
 

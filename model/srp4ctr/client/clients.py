@@ -38,7 +38,8 @@ from srp4ctr.contract.http_types import (
     UserRequest,
 )
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 3.0
+"""Long enough for one try more after the second that an overloaded service asks for."""
 
 
 def _options(url: str, api_key: str | None) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class Client:
         tries, content = Tries(call.request, self._timeout_s), call.content(self._wire)
         while True:
             try:
-                response = self._http.request(call.method, call.path, timeout=tries.wait_s(), **content)
+                response = self._asked(call, tries.wait_s(), content)
             except httpx.TransportError as error:
                 pause_s = tries.pause_s(error)
                 if pause_s is None:
@@ -121,6 +122,22 @@ class Client:
                 if pause_s is None:
                     return call.outcome(response, self._wire)
             time.sleep(pause_s)
+
+    def _asked(self, call: Call[R], wait_s: float, content: dict[str, Any]) -> httpx.Response:
+        """The answer, read for so long at most: httpx's own limit is for each piece of it."""
+        ends = time.monotonic() + wait_s
+        pieces = []
+        with self._http.stream(call.method, call.path, timeout=wait_s, **content) as response:
+            for piece in response.iter_raw():
+                pieces.append(piece)
+                if time.monotonic() > ends:
+                    raise httpx.ReadTimeout(f"not all of the answer came within {wait_s:g} s")
+        return httpx.Response(
+            response.status_code,
+            headers=response.headers,
+            content=b"".join(pieces),
+            request=response.request,
+        )
 
 
 class AsyncClient:
@@ -188,7 +205,11 @@ class AsyncClient:
         tries, content = Tries(call.request, self._timeout_s), call.content(self._wire)
         while True:
             try:
-                response = await self._http.request(call.method, call.path, timeout=tries.wait_s(), **content)
+                wait_s = tries.wait_s()
+                async with asyncio.timeout(wait_s):
+                    response = await self._http.request(call.method, call.path, timeout=wait_s, **content)
+            except TimeoutError as error:
+                raise ServiceUnreachable(f"{self._url}: no answer within {wait_s:g} s") from error
             except httpx.TransportError as error:
                 pause_s = tries.pause_s(error)
                 if pause_s is None:

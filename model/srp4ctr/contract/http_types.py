@@ -1,8 +1,11 @@
 """Bodies of the HTTP interface. Columnar: scores are aligned with item_ids, nothing is repeated per candidate."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from annotated_types import MaxLen
+from pydantic import BaseModel, ConfigDict, FailFast, Field, GetCoreSchemaHandler, StringConstraints
+from pydantic_core import CoreSchema, core_schema
 
 from srp4ctr.contract.events import EVENT_ID
 
@@ -17,7 +20,31 @@ MAX_CANDIDATES = 10_000
 Id = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=MAX_ID_LENGTH)]
 """Without NUL, too, which is looked for in all ids of a request at once."""
 
-Scalar = str | int | float | bool | None
+MAX_FEATURES = 256
+"""Of one thing."""
+MAX_VALUES = 256
+"""Of a multi-valued attribute."""
+NOT_A_VALUE = "must be a string, a finite number, a boolean or null"
+
+
+@dataclass(frozen=True)
+class _OneError:
+    """One error for a wrong value, not one for each type that it is not: a body of a million wrong values is refused as soon as others."""
+
+    message: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.custom_error_schema(handler(source), "value", custom_error_message=self.message)
+
+
+Scalar = Annotated[str | int | float | bool | None, _OneError(NOT_A_VALUE)]
+_List = Annotated[list[str | int | float | bool | None], MaxLen(MAX_VALUES)]
+Values = Annotated[
+    str | int | float | bool | _List | None,
+    _OneError(f"{NOT_A_VALUE}, or a list of up to {MAX_VALUES} of them"),
+]
+"""Of a multi-valued attribute a list."""
+Features = Annotated[dict[str, Scalar], MaxLen(MAX_FEATURES)]
 
 StateStatus = Literal["fresh", "stale", "cold", "missing"]
 Tier = Literal["full", "prior"]
@@ -43,25 +70,26 @@ class UserRequest(Body):
     """One user, and the candidates to score."""
 
     user_id: Id = Field(description="the user; one that was never seen is scored as a cold user")
-    item_ids: list[Id] = Field(
+    item_ids: Annotated[list[Id], FailFast()] = Field(
         min_length=1,
         max_length=MAX_CANDIDATES,
         description="the candidates, in the order of the answer's scores",
     )
-    context: dict[str, Scalar] = Field(
+    context: Features = Field(
         default_factory=dict, description="context features by name; GET /model lists them"
     )
-    candidate_features: dict[str, list[Scalar]] = Field(
+    candidate_features: dict[str, Annotated[list[Scalar], FailFast(), MaxLen(MAX_CANDIDATES)]] = Field(
         default_factory=dict,
+        max_length=MAX_FEATURES,
         description="context features that differ between candidates, by name: as many values as item_ids, in their "
         "order. The same feature is not in `context`, too",
     )
-    items: dict[Id, dict[str, Scalar | list[Scalar]]] = Field(
+    items: dict[Id, Annotated[dict[str, Values], MaxLen(MAX_FEATURES)]] = Field(
         default_factory=dict,
         description="attributes of items by id: those of new ones, which the catalogue lacks, and of others instead of "
         "what the catalogue has",
     )
-    user_features: dict[str, Scalar] = Field(
+    user_features: Features = Field(
         default_factory=dict,
         description="features of the user that are other than when the user's state was encoded",
     )
@@ -112,7 +140,7 @@ class Event(Body):
         description="when it happened, Unix milliseconds: it decides the event's place in the user's history. A little ahead "
         "of the service's clock at most; one that is older than all of a full history is not stored",
     )
-    features: dict[str, Scalar] = Field(
+    features: Features = Field(
         default_factory=dict, description="behaviour features by name, as the model's schema has them"
     )
 
@@ -139,7 +167,7 @@ class Impression(Body):
 
     request_id: Id = Field(description="the answer's")
     user_id: Id
-    item_ids: list[Id] = Field(
+    item_ids: Annotated[list[Id], FailFast()] = Field(
         min_length=1,
         max_length=MAX_CANDIDATES,
         description="those of the answer's candidates that were shown",

@@ -6,6 +6,7 @@ here, because redis-py's asyncio client spends four times the CPU on a GET (docs
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -46,6 +47,8 @@ class _Read:
     key: str
     beside: str
     value: asyncio.Future[Kept]
+    until: float = math.inf
+    """When whoever waits for it has no more time, by the monotonic clock."""
     first: Any = None
     answered: int = 0
     changed: bool = False
@@ -150,8 +153,11 @@ class StateReads:
         self._told = False
         """Whether Redis tells what changes: only then may be kept what was read."""
 
-    async def get(self, key: str, beside: str) -> Kept:
-        """The values of two keys, None where there is none; raises StoreUnavailable and StateCorrupt."""
+    async def get(self, key: str, beside: str, until: float = math.inf) -> Kept:
+        """The values of two keys, None where there is none; raises StoreUnavailable and StateCorrupt.
+
+        And TimeoutError when it is `until`, by the monotonic clock, which says nothing about Redis.
+        """
         kept = self._cache.get(key)
         self._count(kept is not None)
         if kept is not None:
@@ -162,11 +168,11 @@ class StateReads:
             if now < self._probe_at:
                 raise StoreUnavailable("Redis is lost, and one request now and then tries it")
             self._probe_at = now + self._limits.probe_every_s
-        return await self._ask(key, beside)
+        return await self._ask(key, beside, until)
 
-    def _ask(self, key: str, beside: str) -> asyncio.Future[Kept]:
+    def _ask(self, key: str, beside: str, until: float = math.inf) -> asyncio.Future[Kept]:
         loop = asyncio.get_running_loop()
-        read = _Read(key, beside, loop.create_future())
+        read = _Read(key, beside, loop.create_future(), until)
         self._send(read)
         if not self._watching:
             self._watching = True
@@ -312,6 +318,10 @@ class StateReads:
         if oldest is None:
             self._watching, self._oldest = False, None
             return
+        now = time.monotonic()
+        for read in waiting:
+            if now > read.until:
+                read.end(TimeoutError())
         self._ticks = self._ticks + 1 if oldest is self._oldest else 1
         self._oldest = oldest
         if self._ticks > self._most_ticks:
