@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,7 +16,7 @@ from srp4ctr.contract.state import UserState, encode_state
 from srp4ctr.contract.vocabulary import UNKNOWN, Codes
 from srp4ctr.nn.export import EXPORTER, OPSET, EncoderGraph, Graph, ItemGraph, ScorerGraph, export_graph
 from srp4ctr.nn.model import Srp4Ctr
-from srp4ctr.runtime.bundle import Bundle, file_hashes, seal_bundle
+from srp4ctr.runtime.bundle import Bundle, draft_below, file_hashes, seal_bundle
 from srp4ctr.runtime.items import Catalogue, ItemTable, Vectors, vectors_of
 from srp4ctr.runtime.metrics import METRICS
 from srp4ctr.runtime.sessions import open_session
@@ -35,9 +33,7 @@ def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
     prepared = Prepared.load(folder / "prepared")
     seed_everything(config)
     model = load_model(folder / "finetune", "finetune", config, prepared)
-    bundles.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=bundles))
-    try:
+    with draft_below(bundles) as draft:
         encoder, item, scorer = EncoderGraph(model), ItemGraph(model), ScorerGraph(model)
         graphs: dict[str, Graph] = {ENCODER: encoder, ITEM: item, SCORER: scorer}
         with tqdm(total=len(graphs) + 1, desc="exporting", unit="step") as steps:
@@ -72,8 +68,6 @@ def export(config: RunConfig, folder: Path, bundles: Path) -> Bundle:
             files=file_hashes(draft),
         )
         return seal_bundle(draft, bundles, manifest)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def version_of_bundle(name: str, mark: str, items: Catalogue) -> str:

@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from srp4ctr.contract.vocabulary import Texts
 from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import (
     Bundle,
+    draft_below,
     file_hashes,
     find_bundle,
     open_revision,
@@ -65,13 +65,10 @@ def revise(bundle: Bundle, current: ItemTable, table: Path, *, replace_all: bool
     """
     given = _catalogue(bundle, table)
     merged = given if replace_all else _merged(bundle, current, given)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-items-", dir=bundle.folder.parent))
-    try:
+    with draft_below(bundle.folder.parent) as draft:
         ItemTable.build(merged, _vectors(bundle, current, merged)).save(draft / ITEMS)
         manifest = _manifest(bundle, merged, draft)
         return Revision(manifest, seal_revision(draft, bundle, manifest))
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def revisions(bundle: Bundle) -> list[ItemsManifest]:

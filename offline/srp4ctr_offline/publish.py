@@ -27,6 +27,7 @@ from srp4ctr.runtime import local_redis
 from srp4ctr.runtime.bundle import Bundle, find_bundle
 from srp4ctr.runtime.cpus import usable_cpus
 from srp4ctr.runtime.event_store import EventStore
+from srp4ctr.runtime.history_encoder import HistoryEncoder
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr.runtime.state_store import Progress, StateStore
@@ -140,7 +141,7 @@ def publish(
             f"Redis does not keep {len(still)} of {len(order)} states, the first that of "
             f"{prepared.users.ids[still[0]].decode()!r}; is it full, or evicting keys? Then run publish again"
         )
-    verified = _verify(encoder, order, store, manifest, writer.sequences)
+    verified = _verify(encoder, order, store, manifest, writer)
     store.mark_published(manifest.version, manifest.fingerprint, len(order), after_progress=True)
     written = len(order) - resumed_at + len(lost)
     return Published(
@@ -222,19 +223,28 @@ def _missing(
 
 
 def _verify(
-    encoder: UserEncoder, order: Users, store: StateStore, manifest: Manifest, sequences: Users
+    encoder: UserEncoder, order: Users, store: StateStore, manifest: Manifest, writer: SnapshotWriter
 ) -> int:
-    """Encode some users once more and compare with what Redis has, unless it is newer by now; gives their number."""
+    """Encode some users once more and compare with what Redis has; gives how many were equal.
+
+    Where what is there counts more events than the snapshot, since the user has acted, it is compared with what the encoder gives of
+    the history that is there.
+    """
     sample = np.sort(np.random.default_rng().choice(order, min(SAMPLE, len(order)), replace=False))
-    wrong = []
+    wrong, newer = [], []
     for batch in encoder.batches(sample):
         found = store.get_many(manifest.version, [one.user_id for one in batch.encoded])
-        expected = sequences[batch.users].tolist()
-        wrong += [
-            one.user_id
-            for one, data, sequence in zip(batch.encoded, found, expected, strict=True)
-            if not _equal(manifest, one.state, data, sequence)
-        ]
+        expected = writer.sequences[batch.users].tolist()
+        for one, data, sequence in zip(batch.encoded, found, expected, strict=True):
+            if data is not None and manifest.decode_state(data).sequence > sequence:
+                newer.append(one.user_id)
+            elif not _equal(manifest, one.state, data):
+                wrong.append(one.user_id)
+    equal = len(sample) - len(wrong) - len(newer)
+    if newer and writer.seeding is not None:
+        odd, same = _verify_newer(newer, store, manifest, writer.seeding.events, writer.of_histories())
+        wrong += odd
+        equal += same
     # Asked last: whoever was forgotten meanwhile is marked before the state goes.
     wrong = [one for one, forgotten in zip(wrong, store.forgotten(wrong), strict=True) if not forgotten]
     if wrong:
@@ -242,16 +252,34 @@ def _verify(
             f"{len(wrong)} of {len(sample)} states read back are not what the encoder gives, the first that of "
             f"{wrong[0]!r}; does something else write below this namespace? Then run publish again"
         )
-    return len(sample)
+    return equal
 
 
-def _equal(manifest: Manifest, encoded: UserState, data: bytes | None, sequence: int) -> bool:
+def _verify_newer(
+    users: Sequence[str], store: StateStore, manifest: Manifest, events: EventStore, encoder: HistoryEncoder
+) -> tuple[list[str], int]:
+    """Users whose states are not what the encoder gives of their histories, and how many are; whoever acts just then is neither."""
+    before = store.get_many(manifest.version, users)
+    encoded = {one.user_id: one.state for one in encoder.encode(events.histories(users, [manifest.version]))}
+    after = store.get_many(manifest.version, users)
+    wrong, equal = [], 0
+    for user_id, data, later in zip(users, before, after, strict=True):
+        state = encoded.get(user_id)
+        if state is None or data is None or data != later:
+            continue
+        if manifest.decode_state(data).sequence != state.sequence:
+            continue
+        if _equal(manifest, state, data):
+            equal += 1
+        else:
+            wrong.append(user_id)
+    return wrong, equal
+
+
+def _equal(manifest: Manifest, encoded: UserState, data: bytes | None) -> bool:
     if data is None:
         return False
     found = manifest.decode_state(data)
-    if found.sequence > sequence:
-        # Refreshed meanwhile: this version is active.
-        return True
     counted = (encoded.events, encoded.length, encoded.last_event_at_ms)
     return counted == (found.events, found.length, found.last_event_at_ms) and all(
         _near(encoded.arrays[spec.name], found.arrays[spec.name], spec.dtype)

@@ -7,12 +7,13 @@ Where two of them differ, the first of their inputs that differs is named. Print
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srp4ctr.contract.errors import DataError, DependencyMissing, Srp4ctrError
+from srp4ctr.contract.errors import BundleError, DataError, DependencyMissing, Srp4ctrError
 from srp4ctr.contract.records import Record, read_records
 from srp4ctr.runtime.bundle import Bundle, find_bundle, open_revision
 from srp4ctr.runtime.settings import StoreSettings, read_settings
@@ -36,6 +37,8 @@ class Report:
     served_onnx: Gap | None = None
     onnx_torch: Gap | None = None
     without_torch: dict[str, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Records that there is nothing to compare with, by the reason."""
     differing: int = 0
     findings: list[Finding] = field(default_factory=list)
 
@@ -61,6 +64,7 @@ class Report:
         for name, gap in (("served and ONNX", self.served_onnx), ("ONNX and torch", self.onnx_torch)):
             if gap is not None:
                 said.append(f"{name:<20} {gap.max_abs:>10.2e}  {gap.item_id:<20} {gap.request_id}")
+        said += [f"{number:,} records left out: {why}" for why, number in self.left_out.items()]
         said += [f"torch left out for {version}: {why}" for version, why in self.without_torch.items()]
         if not self.differing:
             return [*said, "all codes are equal, and all scores within the tolerance"]
@@ -79,6 +83,7 @@ class Report:
             "served_onnx": self.served_onnx and asdict(self.served_onnx),
             "onnx_torch": self.onnx_torch and asdict(self.onnx_torch),
             "without_torch": self.without_torch,
+            "left_out": self.left_out,
             "differing": self.differing,
             "first": asdict(self.findings[0]) if self.findings else None,
         }
@@ -98,17 +103,26 @@ def replay(
 ) -> Report:
     """Score all records once more, each by the bundle of its version; `find_torch` gives the torch model of a bundle.
 
-    Raises BundleError where a version has no bundle, and DataError where there are no records. Where `find_torch` raises
+    Raises BundleError where a version has no bundle, and DataError where there are no records. Those of a revision of its items that
+    has been removed are left out. Where `find_torch` raises
     an error of ours, the version is compared without torch, and the report says why.
     """
     report = Report(tolerance)
     replayers: dict[tuple[str, str | None], Replayer] = {}
+    gone: dict[tuple[str, str | None], str] = {}
     for record in records:
         name, revision = wanted = record.model_version, record.items_revision
-        if wanted not in replayers:
+        if wanted not in replayers and wanted not in gone:
             bundle = find_bundle(name, bundles)
             if revision is not None:
-                bundle = open_revision(bundle, revision)
+                try:
+                    bundle = open_revision(bundle, revision)
+                except BundleError as error:
+                    gone[wanted] = str(error)
+        if wanted in gone:
+            report.left_out[gone[wanted]] += 1
+            continue
+        if wanted not in replayers:
             torch = None
             try:
                 torch = None if find_torch is None else find_torch(bundle)
@@ -119,7 +133,7 @@ def replay(
                 report.versions.append(name)
         report.add(replayers[wanted].compare(record, tolerance))
     if not report.records:
-        raise DataError("there are no records")
+        raise DataError("; ".join(report.left_out) or "there are no records")
     return report
 
 

@@ -33,7 +33,7 @@ class SnapshotWriter:
         self._store = store
         self._bundle = bundle
         self._manifest = bundle.manifest
-        self._seeding = seeding
+        self.seeding = seeding
         self._merged: HistoryEncoder | None = None
         self.sequences = np.zeros(users, np.int64)
         """Of the states that were written, by user."""
@@ -42,9 +42,9 @@ class SnapshotWriter:
         """Write one batch."""
         manifest, ids = self._manifest, [one.user_id for one in batch.encoded]
         seeded = [Seeded(0, 0)] * len(ids)
-        if self._seeding is not None:
-            packed = self._seeding.histories.packed(batch.users)
-            seeded = self._seeding.events.seed(zip(ids, packed, strict=True))
+        if self.seeding is not None:
+            packed = self.seeding.histories.packed(batch.users)
+            seeded = self.seeding.events.seed(zip(ids, packed, strict=True))
         self.sequences[batch.users] = [one.sequence for one in seeded]
         states = [
             (one.user_id, manifest.encode_state(replace(one.state, sequence=of.sequence)), of.seedings)
@@ -54,22 +54,26 @@ class SnapshotWriter:
         outcomes = self._store.put_each(
             manifest.version,
             [(user_id, data) for user_id, data, _ in states],
-            None if self._seeding is None else [seedings for *_, seedings in states],
+            None if self.seeding is None else [seedings for *_, seedings in states],
         )
         newer = {
             user_id: data
             for (user_id, data, _), one in zip(states, outcomes, strict=True)
             if one in (NEWER, CHANGED)
         }
-        if newer and self._seeding is not None:
-            self._merge(newer, self._seeding.events)
+        if newer and self.seeding is not None:
+            self._merge(newer, self.seeding.events)
 
-    def _merge(self, newer: Mapping[str, bytes], events: EventStore) -> None:
+    def of_histories(self) -> HistoryEncoder:
+        """An encoder of what Redis has of users."""
         if self._merged is None:
             self._merged = HistoryEncoder(with_items_in_use(self._bundle, self._store))
+        return self._merged
+
+    def _merge(self, newer: Mapping[str, bytes], events: EventStore) -> None:
         version = self._manifest.version
         # The features of a user are the snapshot's.
         histories = [
             one._replace(states={version: newer[one.user_id]}) for one in events.histories(list(newer), [])
         ]
-        write_states(self._merged, histories, self._store, events)
+        write_states(self.of_histories(), histories, self._store, events)

@@ -122,8 +122,12 @@ def _address(settings: Settings) -> str:
 def _events(streams: ActedStreams) -> list[Finding]:
     waiting = streams.waiting()
     number, letters = streams.dead_letters(SHOWN_LETTERS)
-    if not number:
+    aside = len(streams.aside())
+    if not number and not aside:
         return [Finding("events", f"{waiting:,} users wait to be refreshed, no dead letters", needed=False)]
+    if not number:
+        detail = f"{waiting:,} users wait to be refreshed; {aside:,} are not encoded any more, since workers ended of them"
+        return [Finding("events", detail, "srp4ctr dead-letters --requeue", ok=False, needed=False)]
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letters[0].at_ms / 1000))
     # The user's id stays where it is: this is a screen that people copy.
     reasons = "; ".join(dict.fromkeys(letter.reason for letter in letters))

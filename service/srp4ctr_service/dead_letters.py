@@ -26,7 +26,9 @@ def main(argv: Sequence[str]) -> int:
         "--requeue", action="store_true", help="give all to the workers again, when the reasons are mended"
     )
     what.add_argument(
-        "--remove", action="store_true", help="remove all; these users stay behind until they act again"
+        "--remove",
+        action="store_true",
+        help="remove all; these users stay behind until they act again, and those whom workers ended of until --requeue",
     )
     arguments = parser.parse_args(argv)
     client, keys = connect(settings, local_redis.ensure(settings)), Keys(settings.namespace)
@@ -36,6 +38,11 @@ def main(argv: Sequence[str]) -> int:
     for letter in letters:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.at_ms / 1000))
         print(f"  {at}  {letter.user_id}  {letter.reason}")
+    aside = streams.aside()
+    if aside:
+        print(
+            f"{len(aside):,} users are not encoded any more, since workers ended of them; --requeue tries them again"
+        )
     if arguments.requeue:
         print(f"{streams.requeue():,} users are to be refreshed again")
     if arguments.remove:

@@ -263,6 +263,30 @@ def test_a_version_that_is_removed_meanwhile_is_not_published_without_states(tin
     assert store.activate(version, fingerprint).version == version
 
 
+def test_what_was_written_before_publish_was_cut_off_is_verified_too(tiny, store) -> None:
+    """States of users who have acted are compared with what their histories give, not taken on trust."""
+    seeding, version = seeding_of(tiny, store), tiny.bundle.manifest.version
+    publish(tiny.bundle, tiny.prepared, store, seeding)
+    for user_id in tiny.user_ids[:50]:
+        record(store, user_id, RawEvent(NOW_MS, f"e-{user_id}", tiny.item_ids[0], {"event_type": "click"}))
+    catch_up(tiny.bundle, seeding.events, store)
+    cut = CutOff(store._client, Keys())
+    cut.batches = 20
+    with pytest.raises(StoreUnavailable):
+        publish(tiny.bundle, tiny.prepared, cut, seeding)
+    cold = tiny.bundle.cold_state
+    spoilt = 0
+    for user_id, data in zip(tiny.user_ids, store.get_many(version, tiny.user_ids), strict=True):
+        state = tiny.bundle.manifest.decode_state(data)
+        if state.sequence:
+            wrong = dataclasses.replace(state, arrays=cold.arrays)
+            store._client.set(Keys().state(version, user_id), tiny.bundle.manifest.encode_state(wrong))
+            spoilt += 1
+    assert spoilt == 50
+    with pytest.raises(StoreError, match="read back are not what the encoder gives"):
+        publish(tiny.bundle, tiny.prepared, store, seeding)
+
+
 def test_histories_belong_to_no_version(tiny, store) -> None:
     """A version that reads fewer events and fewer features leaves what the active one reads of everybody."""
     seeding = seeding_of(tiny, store)

@@ -76,13 +76,14 @@ async def run(trained: Trained, place: Place, arguments: argparse.Namespace) -> 
         with place.client() as client:
             wait_for_workers(client, place)
             aftermath = examine(client, place, oracle, traffic.acts, (jobs.active, jobs.previous))
-        await traffic.ask_about([one for one in traffic.acts if not one.idle])
+        calm = await traffic.ask_about([one for one in traffic.acts if not one.idle])
         return Report(
             settings={
                 name: getattr(arguments, name) for name in ("seed", "appendfsync", "workers", "rate", "gap")
             },
             kills={target: killer.killed[target] for target in arguments.only},
             answers=Answers.judged(traffic.observations, oracle, aftermath.lost_of),
+            not_recovered=sum(not one.is_whole for one in calm),
             aftermath=aftermath,
             events={
                 "sent": traffic.sent,

@@ -11,6 +11,8 @@ from srp4ctr_loadtest.chaos.oracle import Oracle
 from srp4ctr_loadtest.chaos.traffic import Observation
 
 REASONS = 10
+LEAST_IN_FULL = 0.5
+"""Of all answers: whoever answers less than that with the model and what Redis has survives, and does not serve."""
 
 
 @dataclass
@@ -19,6 +21,8 @@ class Answers:
 
     answers: int = 0
     checked: int = 0
+    in_full: int = 0
+    """By the model, and with nothing that they say is missing."""
     wrong: int = 0
     mixed: int = 0
     late: int = 0
@@ -39,6 +43,7 @@ class Answers:
         found = cls()
         for one in seen:
             found.answers += 1
+            found.in_full += one.answer["tier"] == "full" and not one.answer["degraded"]
             said = one.answer["user_state"]["status"]
             found.states[said if one.answer["tier"] == "full" else one.answer["tier"]] += 1
             if one.acts.user_id in without:
@@ -63,6 +68,8 @@ class Report:
     settings: Mapping[str, Any]
     kills: Mapping[str, int]
     answers: Answers
+    not_recovered: int
+    """Answers when all was calm again that were not all that they can be."""
     aftermath: Aftermath
     events: Mapping[str, int]
     """`sent` once or more often, and `acknowledged`; of these `late`, those of the past, `resent`, those that were told once more,
@@ -112,6 +119,9 @@ class Report:
         bad |= {
             f"afterwards {name}": count for name, count in asdict(self.aftermath).items() if name != "lost_of"
         }
+        bad["answers that were not whole when all was calm again"] = self.not_recovered
+        if self.answers.in_full < LEAST_IN_FULL * self.answers.answers:
+            bad["answers that were not in full, which is most"] = self.answers.answers - self.answers.in_full
         bad["jobs that never completed"] = self.jobs["reruns"] - self.jobs["reruns_completed"]
         bad["jobs that failed without being killed"] = sum(self.job_failures.values())
         bad["processes that ended by themselves"] = sum(self.ended.values())
@@ -131,6 +141,7 @@ class Report:
             **{f"events_{name}": count for name, count in self.events.items()},
             "wrong_outcomes": self.wrong_outcomes,
             "forgotten": self.forgotten,
+            "not_recovered": self.not_recovered,
             **after,
             "jobs_completed": self.jobs["completed"],
             "reruns": self.jobs["reruns"],

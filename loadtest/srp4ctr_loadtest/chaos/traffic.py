@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import orjson
 
-from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.contract.errors import ServiceNotReady, Srp4ctrError
 from srp4ctr.runtime.event_store import Outcome
 from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.tellings import Tellings, body, wrong_outcomes
@@ -31,7 +31,15 @@ CANDIDATES, EXTRA_CANDIDATES = 20, 2
 DEADLINE_MS = 5000
 TIMEOUT_S = 20.0
 RETRY_S = 0.1
+GIVE_UP_S = 120.0
+"""After so long without an answer something does not recover by itself."""
 HOURS, DEVICES = 24, ("mobile", "desktop", "tablet")
+
+
+async def _pause(give_up_at: float, what: str) -> None:
+    if time.monotonic() > give_up_at:
+        raise ServiceNotReady(f"{what} had no answer in {GIVE_UP_S:.0f} s")
+    await asyncio.sleep(RETRY_S)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,12 @@ class Observation:
     model_version: str
     items_revision: str | None
     answer: Mapping[str, Any]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all that an answer can be: scored in full, of all that is known, with Redis there."""
+        behind = self.answer["user_state"]["events_behind"]
+        return (self.answer["tier"], self.answer["degraded"], behind) == ("full", [], 0)
 
 
 @dataclass
@@ -94,14 +108,15 @@ class Traffic:
             for _ in range(CONNECTIONS):
                 group.create_task(self._ask_and_tell(client))
 
-    async def ask_about(self, users: Sequence[Acts]) -> None:
-        """One question about each, asked until it is answered."""
+    async def ask_about(self, users: Sequence[Acts]) -> list[Observation]:
+        """One question about each, asked until it is answered; raises ServiceNotReady where one is not."""
+        before = len(self.observations)
         async with self._client() as client:
             for one in users:
-                while True:
-                    if await self._ask(client, [one]):
-                        break
-                    await asyncio.sleep(RETRY_S)
+                give_up_at = time.monotonic() + GIVE_UP_S
+                while not await self._ask(client, [one]):
+                    await _pause(give_up_at, "POST /score")
+        return self.observations[before:]
 
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -212,13 +227,13 @@ class Traffic:
         self, client: httpx.AsyncClient, method: str, path: str, body: object = None
     ) -> tuple[Any, int]:
         """The answer, and how often it was asked for."""
-        tries = 1
+        tries, give_up_at = 1, time.monotonic() + GIVE_UP_S
         while True:
             answer = await self._send(client, method, path, body)
             if answer is not None:
                 return answer, tries
             tries += 1
-            await asyncio.sleep(RETRY_S)
+            await _pause(give_up_at, f"{method} {path}")
 
     async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: object = None) -> Any:
         """The answer; None where it is none, which is counted."""

@@ -54,8 +54,14 @@ def unpack_history(stored: Sequence[bytes]) -> list[RawEvent]:
     return [RawEvent._make(content) for content in events]
 
 
+EARLIEST_MS = 100_000_000_000
+"""In 1973; as seconds it is the year 5138."""
+
+
 def check_time(time_ms: int, now_ms: int, max_ahead_s: float, field: str) -> None:
-    """Raises InvalidRequest, which names `field`, where a time is further ahead of the clock than clocks are apart."""
+    """Raises InvalidRequest, which names `field`, where a time is in seconds, or further ahead of the clock than clocks are apart."""
+    if time_ms < EARLIEST_MS:
+        raise InvalidRequest(field, f"is {time_ms}, which is before 1973; Unix milliseconds are wanted")
     ahead_s = (time_ms - now_ms) / 1000
     if ahead_s > max_ahead_s:
         raise InvalidRequest(

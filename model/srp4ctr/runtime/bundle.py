@@ -4,7 +4,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeVar
@@ -32,6 +35,10 @@ from srp4ctr.runtime.items import ItemTable
 
 REVISIONS = ".items"
 """Below the bundles' folder: `<version>/<revision>/` of each revision of an item table."""
+
+_DRAFT = ".draft-"
+LEFT_AFTER_S = 2 * 86_400
+"""Longer than anything takes that is written in a draft."""
 
 T = TypeVar("T")
 
@@ -117,6 +124,20 @@ def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder` but the manifest, by its path in it."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+
+
+@contextmanager
+def draft_below(bundles: Path) -> Iterator[Path]:
+    """A folder to write something in that is then sealed; what has not been is removed, also of commands that were killed days ago."""
+    bundles.mkdir(parents=True, exist_ok=True)
+    for left in bundles.glob(f"{_DRAFT}*"):
+        if time.time() - left.stat().st_mtime > LEFT_AFTER_S:
+            shutil.rmtree(left, ignore_errors=True)
+    draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=bundles))
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def seal_bundle(draft: Path, bundles: Path, manifest: Manifest) -> Bundle:
