@@ -45,5 +45,5 @@ def format_of(scope: Scope) -> Format:
     """MessagePack where the request says so, and otherwise JSON, whatever else it says."""
     for name, value in scope["headers"]:
         if name == b"content-type":
-            return MSGPACK if value.startswith(MSGPACK.media_type) else JSON
+            return MSGPACK if value.lower().startswith(MSGPACK.media_type) else JSON
     return JSON

@@ -54,7 +54,16 @@ class DocumentedApp(FastAPI):
             (Problem, "serialization"),
         )
         _, found = models_json_schema(models, ref_template=_REFERENCE)
-        document.setdefault("components", {})["schemas"] = found["$defs"]
+        components = document.setdefault("components", {})
+        components["schemas"] = found["$defs"]
+        components["securitySchemes"] = {
+            "apiKey": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "where the service has keys: SRP4CTR_API_KEYS_FILE",
+            }
+        }
+        document["security"] = [{}, {"apiKey": []}]
         return document
 
 

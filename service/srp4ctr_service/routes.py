@@ -194,7 +194,7 @@ def install(app: FastAPI) -> None:
     """Add all paths to the app."""
     app.router.route_class = PlainRoute
     add = app.router.add_api_route
-    problems = (400, 408, 413, 422, 500, 503, 504)
+    problems = (400, 401, 408, 413, 422, 500, 503, 504)
     ready = answers(Readiness)
     ready[503] = ready[200] | {"description": "Not ready"}
     for path, endpoint, taken, given in (
@@ -206,12 +206,12 @@ def install(app: FastAPI) -> None:
     ):
         responses = answers(given, ("application/json", BINARY), problems)
         add(path, endpoint, methods=["POST"], responses=responses, openapi_extra=takes(taken))
-    forgetting = answers(Forgotten, problems=(422, 503))
+    forgetting = answers(Forgotten, problems=(401, 422, 503))
     add("/users/{user_id:path}", forget, methods=["DELETE"], responses=forgetting)
-    add("/model", model, methods=["GET"], responses=answers(ModelInfo, problems=(503,)))
+    add("/model", model, methods=["GET"], responses=answers(ModelInfo, problems=(401, 503)))
     add("/livez", livez, methods=["GET"])
     add("/readyz", readyz, methods=["GET"], responses=ready)
-    add("/metrics", metrics, methods=["GET"], responses=answers(media_types=("text/plain",)))
+    add("/metrics", metrics, methods=["GET"], responses=answers(media_types=("text/plain",), problems=(401,)))
 
 
 def _json(body: bytes | BaseModel, status: int = 200) -> Response:

@@ -146,3 +146,14 @@ def test_supervisor_restarts_a_killed_server(local, settings, wait_until):
             wait_until(local.answers)
             assert client.mget("a", "b") == [b"1", b"2"]
     assert not local.alive()
+
+
+def test_the_last_of_several_supervisors_stops_the_server(local, settings):
+    """Services that share a folder share its server, whichever of them ends first."""
+    with Supervisor(local) as url:
+        with Supervisor(LocalRedis(settings)) as same:
+            assert same == url
+            first = pid_of(local)
+        assert local.answers()
+        assert pid_of(local) == first
+    assert not local.alive()

@@ -1,5 +1,6 @@
 """Restarts the local Redis when it dies, for as long as a service runs."""
 
+import fcntl
 import logging
 import threading
 
@@ -14,7 +15,7 @@ JOIN_LIMIT_S = SPAWN_LIMIT_S + 1
 
 
 class Supervisor:
-    """Keeps the local Redis alive from a thread of its own, while entered; stops it on leaving."""
+    """Keeps the local Redis alive from a thread of its own, while entered; the last of several that leaves stops it."""
 
     def __init__(self, local: LocalRedis) -> None:
         self._local = local
@@ -24,16 +25,22 @@ class Supervisor:
     def __enter__(self) -> str:
         """The server's address, once it answers."""
         url = self._local.ensure()
+        self._users = (self._local.folder / "supervisors.lock").open("a")
+        fcntl.flock(self._users, fcntl.LOCK_SH)
         self._thread.start()
         return url
 
     def __exit__(self, *_: object) -> None:
         self._leave.set()
         self._thread.join(JOIN_LIMIT_S)
-        try:
-            self._local.stop()
-        except StoreUnavailable as error:
-            log.warning("local Redis left running: %s", error)
+        with self._users:
+            try:
+                fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._local.stop()
+            except BlockingIOError:
+                log.info("local Redis left to the other service that uses it")
+            except StoreUnavailable as error:
+                log.warning("local Redis left running: %s", error)
 
     def _watch(self) -> None:
         # A server that dies at once each time must not be restarted in a tight loop.

@@ -40,7 +40,8 @@ class StoreSettings(BaseSettings):
         description="limit for a Redis of our own to start and load its data, milliseconds",
     )
     var_dir: Path = Field(
-        default=Path("var"), description="folder of runs, bundles, data and the local Redis"
+        default=Path("var"),
+        description="folder of runs, bundles and the local Redis; tables are where a configuration names them",
     )
 
     history_events: int = Field(
