@@ -48,7 +48,8 @@ format: $(INSTALLED) ## put the code into its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: demo-once ## what serving the demo's model costs, each number beside its aim; five minutes
+bench: demo-once ## what serving the demo's model costs, each number beside its aim; seven minutes
+	@$(BIN)/python -m srp4ctr_offline.study.plain_graph configs/movielens-100k.toml
 	@$(BIN)/python -m srp4ctr_loadtest.bench
 
 bench-variants: demo-once var/sequence.toml ## the scorer's graph in other ways (unfolded, int8, padded, ...): CPU and AUC of each; a quarter of an hour

@@ -59,8 +59,10 @@ def test_everyone_is_measured_or_reported(results) -> None:
             half, common = results.at_half(server, count), results.at_common(server, count)
             assert half.rps > 0
             assert half.rate_rps == half.rps / 2 >= common.rate_rps == results.common_rps[count]
-            assert 0 < half.p50_ms <= half.p99_ms <= half.p999_ms
-            assert 0 < common.p50_ms <= common.p99_ms <= common.p999_ms
+            # Of so few requests there is no p99.9.
+            assert half.p999_ms is common.p999_ms is None
+            assert 0 < half.p50_ms <= half.p99_ms
+            assert 0 < common.p50_ms <= common.p99_ms
     for server in ("floor", "before"):
         for count in CANDIDATES:
             row = results.closed(server, count)

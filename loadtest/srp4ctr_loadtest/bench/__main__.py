@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from srp4ctr.contract.errors import Srp4ctrError
-from srp4ctr_loadtest.bench import costs, encoding, health, latency, state_bytes, workers
+from srp4ctr_loadtest.bench import beside, costs, encoding, health, latency, state_bytes, workers
 from srp4ctr_loadtest.bench.findings import Part, table
 from srp4ctr_loadtest.bench.kept import kept
 from srp4ctr_loadtest.bench.place import Place
@@ -20,6 +20,7 @@ MEASUREMENTS: Mapping[str, tuple[str, Callable[[Place], Part]]] = {
     "worker": ("memory of one more worker", workers.measure_memory),
     "health": ("GET /livez under saturation", health.measure),
     "state": ("bytes of a state in Redis", state_bytes.measure),
+    "beside": ("requests a second beside FastAPI and Triton", beside.measure),
 }
 
 

@@ -32,11 +32,13 @@ def plot_latencies(results: Results, path: Path) -> None:
 
     def draw(axes: Axes, place: int, server: str, candidates: int) -> None:
         row = results.at_common(server, candidates)
-        if row is None or row.p50_ms is None or row.p99_ms is None or row.p999_ms is None:
+        if row is None or row.p50_ms is None or row.p99_ms is None:
             return
-        values = (row.p50_ms, row.p99_ms, row.p999_ms)
-        axes.plot(values, [place] * 3, color="lightgrey", zorder=1)
-        for value, colour, name in zip(values, COLOURS, ("p50", "p99", "p99.9"), strict=True):
+        values = [row.p50_ms, row.p99_ms]
+        if row.p999_ms is not None:
+            values.append(row.p999_ms)
+        axes.plot(values, [place] * len(values), color="lightgrey", zorder=1)
+        for value, colour, name in zip(values, COLOURS, ("p50", "p99", "p99.9"), strict=False):
             axes.plot(value, place, "o", color=colour, label=name, zorder=2)
 
     counts = results.candidates()

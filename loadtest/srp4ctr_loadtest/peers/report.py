@@ -23,8 +23,9 @@ documentation would (`loadtest/srp4ctr_loadtest/peers/servers/`), with the setti
 started, its scores were equal to those of our service, to 1e-5; after each load, all was answered, and in full.
 
 CPU is that of the server's whole tree of processes, Redis apart. CPU and requests a second: closed loops of 8 connections, the
-best of 3 rounds. Latencies: an open loop (Poisson) from the time at which each request was due, at half of the server's own
-maximum and at one rate that all can take, half of the slowest's maximum. Compare within one run only.
+best of 3 rounds. Latencies: three open loops (Poisson), from the time at which each request was due, at half of the server's own
+maximum and at one rate that all can take, half of the slowest's maximum; of p50 and p99 the median of the three, p99.9 of all
+three together where they had 5,000 requests. Nobody writes a log line for each request. Compare within one run only.
 
 Which graph: rows named `plain graph` run the same weights as one exports them without us, `Srp4Ctr.score` of item codes with nothing
 folded (`python -m srp4ctr_offline.study.plain_graph`); they are what one would have without our bundles. All other rows, ours among them, gather
