@@ -26,6 +26,8 @@ log = structlog.get_logger()
 # A version becomes a path, so it must be the name of a folder and nothing else.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_RETRY_S = 30.0
+COMING_KEPT_S = 60.0
+"""How long a version that was about to be active is kept loaded after that was said last."""
 
 
 class Versions:
@@ -38,6 +40,10 @@ class Versions:
         self._model: ServedModel | None = None
         self._left: ServedModel | None = None
         """That served before, and is the one to roll back to: going back to it reads and verifies no bundle."""
+        self._coming: ServedModel | None = None
+        """That is about to be active: the switch then takes its pointer alone."""
+        self._coming_until = 0.0
+        self._not_coming: tuple[str, str] | None = None
         self._before: tuple[str | None, frozenset[str]] = None, frozenset()
         self._refused: tuple[Active, str | None] | None = None
         self._retry_s = 0.0
@@ -94,10 +100,35 @@ class Versions:
             revision = None
         if model is not None and there and model.revision == revision:
             self.trouble = None
+            await self._look_ahead(limit_s)
             return
         if (active, revision) == self._refused and time.monotonic() < self._retry_at:
             return
         await self._load(active, revision)
+
+    async def _look_ahead(self, limit_s: float) -> None:
+        """Load what is about to be active, while there is time for it."""
+        try:
+            upcoming = await self._store.upcoming(limit_s)
+        except StoreError:
+            return
+        now = time.monotonic()
+        if upcoming is None:
+            if now > self._coming_until:
+                self._coming = None
+            return
+        self._coming_until = now + COMING_KEPT_S
+        version, fingerprint = upcoming
+        wanted = Active(version, fingerprint, None, 0)
+        there = (self._model, self._left, self._coming)
+        if upcoming == self._not_coming or any(one is not None and _is(one, wanted) for one in there):
+            return
+        try:
+            self._coming = await asyncio.to_thread(_open, self._settings, wanted)
+        except Srp4ctrError as error:
+            # It is told again, and tried again, when it is active.
+            log.warning("version_not_loaded_ahead", version=version, reason=str(error))
+            self._not_coming = upcoming
 
     async def _load(self, active: Active, revision: str | None) -> None:
         """Serve the version with that revision of its items, which both are there from the first answer on.
@@ -108,11 +139,8 @@ class Versions:
         try:
             # Reading and hashing takes seconds; requests are answered meanwhile.
             if model is None or not _is(model, active):
-                left = self._left
-                if left is not None and _is(left, active):
-                    model = left
-                else:
-                    model = await asyncio.to_thread(_open, self._settings, active)
+                loaded = [one for one in (self._left, self._coming) if one is not None and _is(one, active)]
+                model = loaded[0] if loaded else await asyncio.to_thread(_open, self._settings, active)
             if model.revision != revision:
                 model = await asyncio.to_thread(_with_items, model, revision)
         except Srp4ctrError as error:
@@ -130,7 +158,7 @@ class Versions:
     def _serve(self, model: ServedModel) -> None:
         if self._model is not None and self._model.version != model.version:
             self._left = self._model
-        self._model = model
+        self._model, self._coming = model, None
         # What is loaded now stays: the garbage collector need not look through it again and again.
         gc.freeze()
         self._telemetry.serve_version(model.version)

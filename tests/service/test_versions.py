@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from srp4ctr_service.model import ServedModel
+
 GOOD = {"user_id": "1", "item_ids": ["1", "2", "3"]}
 
 
@@ -72,6 +74,29 @@ def test_going_back_reads_no_bundle(first, second, var_dir, activate, api, wait_
         assert api.get("/readyz").json()["dependencies"]["model"]["status"] == "ok"
     finally:
         (var_dir / "first-is-away").rename(folder)
+
+
+def test_what_is_about_to_be_active_is_loaded_before(second, store, activate, api, wait_until, monkeypatch):
+    """Activation announces its version while it catches up: the switch reads no bundle then, however large it is."""
+    opened = []
+    load = ServedModel.load
+
+    def noted(folder, threads):
+        model = load(folder, threads)
+        opened.append(folder.name)
+        return model
+
+    monkeypatch.setattr(ServedModel, "load", noted)
+    store.announce("second")
+    # What has not been published is nothing that could be active.
+    assert api.post("/score", json=GOOD).json()["model_version"] == "first"
+    store.mark_published("second", second.bundle.manifest.fingerprint, 0)
+    wait_until(lambda: opened == ["second"])
+    assert api.post("/score", json=GOOD).json()["model_version"] == "first"
+    activate(second)
+    store.announce(None)
+    wait_until(lambda: api.post("/score", json=GOOD).json()["model_version"] == "second")
+    assert opened == ["second"]
 
 
 def test_version_of_the_same_model_is_followed(first, twin, store, activate, api, wait_until):

@@ -365,6 +365,17 @@ class AsyncStateStore:
         with store_errors():
             return _active(await within(limit_s, self._client.hgetall(self._keys.active())))
 
+    async def upcoming(self, limit_s: float) -> tuple[str, str] | None:
+        """The version that is about to be active, and its fingerprint."""
+        with store_errors():
+            asked: Any = self._client.get(self._keys.upcoming())
+            version = _name(await within(limit_s, asked))
+            if version is None:
+                return None
+            asked = self._client.hget(self._keys.published(version), "fingerprint")
+            fingerprint = _name(await within(limit_s, asked))
+        return None if fingerprint is None else (version, fingerprint)
+
     async def items_revision(self, version: str, limit_s: float) -> str | None:
         """The revision of the version's item table to take; None for the bundle's own."""
         with store_errors():
