@@ -1,8 +1,8 @@
 """What would be picked instead, in the same run: FastAPI as its documentation has it, and Triton where it is installed."""
 
-from srp4ctr_loadtest.bench.findings import Finding, Part
+from srp4ctr_loadtest.bench.findings import Part
+from srp4ctr_loadtest.bench.kept import of_peers
 from srp4ctr_loadtest.bench.place import Place
-from srp4ctr_loadtest.peers.aims import ratios
 from srp4ctr_loadtest.peers.catalogue import PEERS
 from srp4ctr_loadtest.peers.install import FOLDER
 from srp4ctr_loadtest.peers.measure import Plan
@@ -23,18 +23,7 @@ def measure(place: Place) -> Part:
     # Of closed loops alone: latencies take longer than this, and have a command of their own.
     plan = Plan(place.scaled(REQUESTS), 1.0, place.server_core, place.loader_core)
     results = compare(place.workload, peers, FOLDER, plan, CANDIDATES)
-    findings = [
-        Finding(
-            f"beside.{one.peer}.{one.candidates}",
-            f"requests a second over those of {results.titles[one.peer]}, {one.candidates} candidates",
-            one.redis,
-            "x",
-            one.aim,
-            at_least=True,
-        )
-        for one in ratios(results)
-    ]
     absent = [name for name in NAMES if name not in {peer.name for peer in peers}]
     wrong = [f"{row.server}: {row.error}" for row in results.rows if row.error is not None]
     said = [f"Not installed, and so not measured: {', '.join(absent)} (make bench-peers)"] if absent else []
-    return Part(findings, "\n".join([*said, *wrong]))
+    return Part(of_peers(results, "beside"), "\n".join([*said, *wrong]))

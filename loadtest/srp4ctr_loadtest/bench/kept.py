@@ -58,10 +58,15 @@ def _serving(folder: Path) -> Kept:
     titles = {row.server: row.server for row in rows}
     titles |= {peer.name: peer.title for peer in PEERS} | baselines.TITLES
     results = Results(rows, titles, {}, about)
-    findings = [
+    return Kept("make bench-peers", about["date"], about["model"], of_peers(results, "peers"))
+
+
+def of_peers(results: Results, name: str) -> list[Finding]:
+    """Requests a second of ours over theirs, all reading states from Redis; findings are named `name.PEER.CANDIDATES`."""
+    return [
         Finding(
-            f"peers.{one.peer}.{one.candidates}",
-            f"requests a second over those of {titles[one.peer]}, {one.candidates} candidates",
+            f"{name}.{one.peer}.{one.candidates}",
+            f"requests a second over those of {results.titles[one.peer]}, {one.candidates} candidates",
             one.redis,
             "x",
             one.aim,
@@ -69,7 +74,6 @@ def _serving(folder: Path) -> Kept:
         )
         for one in ratios(results)
     ]
-    return Kept("make bench-peers", about["date"], about["model"], findings)
 
 
 def _freshness(path: Path) -> Kept:
