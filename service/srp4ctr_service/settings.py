@@ -7,6 +7,7 @@ from pydantic import Field
 
 from srp4ctr.contract.http_types import MAX_CANDIDATES
 from srp4ctr.runtime.feedback_store import KEPT_S
+from srp4ctr.runtime.near_cache import ENTRIES, KEEP_S
 from srp4ctr.runtime.settings import StoreSettings
 
 
@@ -71,12 +72,12 @@ class Settings(StoreSettings):
     )
 
     near_cache_users: int = Field(
-        default=5000,
+        default=ENTRIES,
         ge=0,
         description="user states kept in each process, as long as Redis does not say that they have changed",
     )
     near_cache_s: float = Field(
-        default=300, gt=0, description="longest time that a state is kept without asking Redis, seconds"
+        default=KEEP_S, gt=0, description="longest time that a state is kept without asking Redis, seconds"
     )
     redis_score_timeout_ms: int = Field(
         default=25,

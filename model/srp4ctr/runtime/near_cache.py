@@ -2,9 +2,12 @@
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 Value = bytes | None
+ENTRIES, KEEP_S = 5000, 300.0
+"""What a service keeps by default: user states, and each for so many seconds."""
 
 
 @dataclass(slots=True)
@@ -28,13 +31,14 @@ class NearCache:
     alone; after that they are only the last that was known.
     """
 
-    def __init__(self, entries: int, keep_s: float) -> None:
-        """Keeps at most so many values, each for at most `keep_s` seconds."""
+    def __init__(self, entries: int, keep_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Keeps at most so many values, each for at most `keep_s` seconds of the clock."""
         self._kept: OrderedDict[str, tuple[Kept, str]] = OrderedDict()
         # Several: what is beside the states of all versions of a user is one key.
         self._keys_of: dict[str, set[str]] = {}
         self._entries = entries
         self._keep_s = keep_s
+        self._clock = clock
         self._connection = 0
         self._doubted = False
 
@@ -49,7 +53,7 @@ class NearCache:
     def last_known(self, key: str) -> Kept | None:
         """What was last read of the key, true or not, within its time."""
         kept, _ = self._kept.get(key, (None, ""))
-        return None if kept is None or time.monotonic() > kept.until else kept
+        return None if kept is None or self._clock() > kept.until else kept
 
     def put(self, key: str, beside: str, read: Kept) -> None:
         """Keep what was just read of both keys over the present connection."""
@@ -63,7 +67,7 @@ class NearCache:
 
     def read(self, value: Value, beside: Value) -> Kept:
         """What was just read, as it would be kept."""
-        return Kept(value, beside, time.monotonic() + self._keep_s, self._connection)
+        return Kept(value, beside, self._clock() + self._keep_s, self._connection)
 
     def drop(self, key: str | None) -> None:
         """Forget the key, whichever of the two it is, or everything."""
