@@ -17,7 +17,7 @@ from srp4ctr.contract.http_types import (
     UserRequest,
 )
 from srp4ctr.contract.wrong_fields import BODY, invalid_request
-from srp4ctr_service.bounded_http import is_late
+from srp4ctr_service.bounded_http import is_late, is_malformed
 from srp4ctr_service.formats import Format
 from srp4ctr_service.settings import Settings
 
@@ -33,7 +33,7 @@ class Held:
 
 
 async def read_body(scope: Scope, receive: Receive, settings: Settings, held: Held) -> bytes:
-    """The whole body; raises BodyTooLarge as soon as that is known, BodyTimeout, ClientDisconnect, and Overloaded where those of
+    """The whole body; raises BodyTooLarge as soon as that is known, BodyTimeout, MalformedBody, ClientDisconnect, and Overloaded where those of
     others leave no room for it.
     """
     limit = settings.max_body_bytes
@@ -46,6 +46,8 @@ async def read_body(scope: Scope, receive: Receive, settings: Settings, held: He
             message = await receive()
             if is_late(scope):
                 raise BodyTimeout(BODY, f"not all of it arrived within {settings.arrival_timeout_ms} ms")
+            if is_malformed(scope):
+                raise MalformedBody(BODY, "its chunks are not as HTTP has them")
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             piece: bytes = message.get("body", b"")

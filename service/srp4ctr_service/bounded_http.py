@@ -1,5 +1,5 @@
 """uvicorn's HTTP protocol, with limits on how large a request's head may be and how long the request may take to arrive, and with
-a short way for requests that arrive in one piece, as nearly all do.
+a short way for requests that arrive in one piece, as those do whose client writes head and body at once.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from srp4ctr_service.door import Door
+from srp4ctr_service.problems import RETRY_AFTER_S, TOO_MANY_CONNECTIONS
 from srp4ctr_service.quick_refusal import quick_refusal
 from srp4ctr_service.request_scope import Answer, RequestScope
 from srp4ctr_service.telemetry import Telemetry
@@ -19,12 +20,20 @@ MAX_HEAD_BYTES = 32 * 1024
 """Of a request's line and headers together: four times what proxies commonly pass on. The parser has no limit."""
 MAX_PIPELINED = 1000
 """Requests of one connection that wait for the answer to one before them."""
-_LATE = "srp4ctr.late"
+SPARE_CONNECTIONS = 32
+"""More than the most, for whoever asks how the process is: each is asked one thing, and closed."""
+ABOUT_THE_PROCESS = frozenset({b"/livez", b"/readyz", b"/metrics"})
+_LATE, _MALFORMED = "srp4ctr.late", "srp4ctr.malformed"
 
 
 def is_late(scope: Scope) -> bool:
     """Whether the request's body has not arrived in time, so that there is nothing to wait for any more."""
     return _LATE in scope
+
+
+def is_malformed(scope: Scope) -> bool:
+    """Whether what came of the request's body is no HTTP, so that nothing more of it can be read."""
+    return _MALFORMED in scope
 
 
 class _EndedError(Exception):
@@ -70,8 +79,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._max_unread = max_unread
         self._max_connections = max_connections
         self._unread = self._piece = 0
-        self._head_bytes = 0
-        self._in_head = self._in_message = False
+        self._head_bytes = self._bodies = 0
+        self._in_head = self._in_message = self._is_spare = False
         self._quiet_since = -math.inf
         self._clock: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
@@ -81,21 +90,21 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
         super().connection_made(transport)
-        if len(self.connections) > self._max_connections:
-            self._refuse(b"503 Service Unavailable", "too-many-connections", 503, b"retry-after: 1\r\n")
+        too_many = len(self.connections) - self._max_connections
+        self._is_spare = too_many > 0
+        if too_many > SPARE_CONNECTIONS:
+            self._refuse_connection()
         else:
             self._quiet()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        if self._between and self._taken(data):
+        if self._between and not self._is_spare and self._taken(data):
             return
-        self._piece = len(data)
+        self._piece, self._bodies = len(data), 0
         super().data_received(data)
         if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse_head()
+            self._count_head(data)
         elif self._in_message and self.cycle is not None and self.cycle.response_complete:
             self._unread += len(data)
             if self._unread > self._max_unread:
@@ -108,6 +117,13 @@ class BoundedHttp(HttpToolsProtocol):
         if self.timeout_keep_alive_task is None and self._between:
             # What came is no part of a request, and no reason to wait any longer.
             self._keep_alive_for(max(0.0, self._quiet_since + self.timeout_keep_alive - self.loop.time()))
+
+    def _count_head(self, data: bytes) -> None:
+        # Without what the piece has of requests before it: a head that has not ended has no empty line.
+        ended = data.rfind(b"\r\n\r\n")
+        self._head_bytes += min(len(data) - self._bodies, len(data) if ended < 0 else len(data) - ended - 4)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end of the connection."""
@@ -148,12 +164,23 @@ class BoundedHttp(HttpToolsProtocol):
             if size > MAX_HEAD_BYTES:
                 self._refuse_head()
                 raise _EndedError
+        self._is_spare = self._is_spare and len(self.connections) > self._max_connections
+        if self._is_spare and self.url.partition(b"?")[0] not in ABOUT_THE_PROCESS:
+            self._refuse_connection()
+            raise _EndedError
         if len(self.pipeline) >= MAX_PIPELINED:
             # Its answers come in order, so that there is none to give to this request now.
             self._close()
             raise _EndedError
         self._in_head = False
         super().on_headers_complete()
+        if self._is_spare:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """A part of its body."""
+        self._bodies += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The end of the whole request."""
@@ -289,8 +316,18 @@ class BoundedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- uvicorn says which
         """Answer what the parser does not take, unless its connection has ended already."""
-        if not self.transport.is_closing():
-            self._refuse(b"400 Bad Request", "malformed-request", 400)
+        if self.transport.is_closing():
+            return
+        if self._in_message and not self._in_head:
+            # It is the body of the newest request, which whoever reads that answers.
+            self.scope[_MALFORMED] = True  # type: ignore[literal-required]
+            self.cycle.message_event.set()
+        self._refuse(b"400 Bad Request", "malformed-request", 400)
+
+    def _refuse_connection(self) -> None:
+        self._telemetry.count_problem(TOO_MANY_CONNECTIONS.name)
+        more = b"retry-after: %d\r\n" % RETRY_AFTER_S
+        self._refuse(b"503 Service Unavailable", TOO_MANY_CONNECTIONS.name, TOO_MANY_CONNECTIONS.status, more)
 
     def _refuse_head(self) -> None:
         self._refuse(b"431 Request Header Fields Too Large", "headers-too-large", 431)

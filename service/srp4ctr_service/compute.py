@@ -21,7 +21,8 @@ ROWS_OF_A_RUN = 100
 RUNS_REMEMBERED = 9
 """Of which the estimate of a row's time is the median: what holds a process up now and then is not what its runs take."""
 PROBE_AFTER = 16
-"""Jobs given up with nothing run in between: then one is run all the same, since an estimate that only refuses never learns."""
+"""Times that jobs were given up with nothing run in between: then one is run all the same, since an estimate that only refuses never
+learns."""
 
 
 @dataclass(eq=False)
@@ -111,11 +112,18 @@ class Compute:
     def _give_up(self, now: float) -> None:
         """Tell all that cannot be done in time."""
         left = [job for job in self._jobs if not job.result.done()]
+        probe = self._given_up >= PROBE_AFTER
+        gave_up = False
         for job in left:
-            # What has still time by the clock may be run to learn how long that takes.
-            if now > self._latest(job) and (self._given_up < PROBE_AFTER or now > job.deadline):
-                job.result.set_result(None)
-                self._given_up += 1
+            if now <= self._latest(job):
+                continue
+            if probe and now <= job.deadline:
+                # It has still time by the clock, and is run to learn how long that takes.
+                probe = False
+                continue
+            job.result.set_result(None)
+            gave_up = True
+        self._given_up += gave_up
         kept = [job for job in left if not job.result.done()]
         if not kept:
             self._busy_since = None

@@ -43,6 +43,7 @@ class Kind(NamedTuple):
 INTERNAL = Kind("internal", 500, "The service failed")
 HTTP = Kind("http", 400, "The request cannot be served")
 OVERLOADED = Kind("overloaded", 503, "The service has more to do than it can")
+TOO_MANY_CONNECTIONS = Kind("too-many-connections", 503, "Too many connections are open")
 BY_STATUS = {
     404: Kind("not-found", 404, "There is no such path"),
     405: Kind("method-not-allowed", 405, "The path does not take this method"),
@@ -61,7 +62,7 @@ BY_ERROR: tuple[tuple[type[Exception], Kind], ...] = (
     (StoreError, Kind("store-damaged", 503, "What Redis holds cannot be used")),
     (ClientDisconnect, Kind("client-gone", 400, "The client left before its body had arrived")),
 )
-KINDS = (INTERNAL, HTTP, *BY_STATUS.values(), *(kind for _, kind in BY_ERROR))
+KINDS = (INTERNAL, HTTP, TOO_MANY_CONNECTIONS, *BY_STATUS.values(), *(kind for _, kind in BY_ERROR))
 """Every kind of problem that the service answers with."""
 
 

@@ -1,4 +1,4 @@
-"""503 to a scoring request that is there as a whole: without a task and without a look at its body, for a fraction of what it
+"""503 to a scoring request that is there as a whole: without a task, and with no look at its body but for its deadline, for a fraction of what it
 costs otherwise.
 """
 

@@ -49,14 +49,12 @@ class StateReader:
             reason = "deadline"
         except StoreUnavailable:
             reason = "redis_unavailable"
-            known = self._reads.last_known(key)
-            if known is not None:
-                return self._view(model, known, reason)
         except StateCorrupt:
-            reason = "state_corrupt"
+            return _missing(model, "state_corrupt")
         except StateForeign:
-            reason = "state_foreign"
-        return StateView(model.bundle.cold_state, "missing", degraded=reason)
+            return _missing(model, "state_foreign")
+        known = self._reads.last_known(key)
+        return _missing(model, reason) if known is None else self._view(model, known, reason)
 
     def _view(self, model: ServedModel, kept: Kept, degraded: Degradation | None = None) -> StateView:
         if kept.value is None:
@@ -72,6 +70,10 @@ class StateReader:
             return StateView(state, "cold", age_ms, behind, degraded)
         fresh = behind == 0 and age_ms <= self._stale_after_ms
         return StateView(state, "fresh" if fresh else "stale", age_ms, behind, degraded)
+
+
+def _missing(model: ServedModel, reason: Degradation) -> StateView:
+    return StateView(model.bundle.cold_state, "missing", degraded=reason)
 
 
 def _behind(kept: Kept, sequence: int) -> int:

@@ -6,6 +6,8 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
+from srp4ctr_service.bounded_http import SPARE_CONNECTIONS
+
 GOOD = b'{"user_id": "1", "item_ids": ["1", "2"]}'
 REQUEST = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(GOOD) + GOOD
 
@@ -73,21 +75,70 @@ def test_empty_lines_do_not_keep_a_connection(few):
 
 
 def test_one_connection_too_many_is_told_so(few, wait_until):
-    """It gets a 503 and is closed; those that are open go on, and when one of them ends another is taken."""
+    """It gets a 503 and is closed, which is counted; those that are open go on, and when one of them ends another is taken."""
     with ExitStack() as stack:
         opened = [stack.enter_context(connect(few)) for _ in range(4)]
         for raw in opened:
             raw.sendall(REQUEST)
             assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
         with connect(few) as one_more:
+            one_more.sendall(REQUEST)
             refused = until_closed(one_more)
         assert refused.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"retry-after: 1\r\n" in refused
         assert b"/problems/too-many-connections" in refused
+        with connect(few) as another:
+            another.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+            metrics = until_closed(another)
+        assert b'srp4ctr_problems_total{type="too-many-connections"} 1.0' in metrics
         opened[0].sendall(REQUEST)
         assert opened[0].recv(65536).startswith(b"HTTP/1.1 200 ")
         opened[0].close()
         wait_until(lambda: is_answered(few))
+
+
+def test_health_is_told_over_the_most_connections(few):
+    """Whoever looks whether the process lives is answered, once, even where nobody else is taken any more."""
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(connect(few))
+        for path in (b"/livez", b"/readyz?verbose"):
+            with connect(few) as raw:
+                raw.sendall(b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % path)
+                answer = until_closed(raw)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close\r\n" in answer
+        # Not without end: what is far over the most is refused before it asks.
+        spare = [stack.enter_context(connect(few)) for _ in range(SPARE_CONNECTIONS)]
+        with connect(few) as raw:
+            assert b"/problems/too-many-connections" in until_closed(raw)
+        assert len(spare) == SPARE_CONNECTIONS
+
+
+def test_a_body_whose_chunks_are_wrong_is_told_so_at_once(few):
+    """Nobody waits until the request is late."""
+    with connect(few) as raw:
+        began = time.monotonic()
+        raw.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZZZ\r\n")
+        answer = until_closed(raw)
+        assert time.monotonic() - began < 2
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"/problems/malformed-body" in answer
+
+
+def test_a_large_body_does_not_make_the_next_head_too_long(few):
+    """What came with the end of the request before is no part of the head."""
+    body = b'{"user_id": "1", "item_ids": ["1", "2"]%b}' % (b" " * 60_000)
+    first = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with connect(few) as raw:
+        raw.sendall(first)
+        time.sleep(0.2)
+        raw.sendall(body + REQUEST[:20])
+        answers = raw.recv(65536)
+        assert answers.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" not in answers
+        raw.sendall(REQUEST[20:])
+        assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("then", [b"nonsense\r\n\r\n", b"GET /livez HTTP/1.1\r\nx: " + b"y" * 40_000])

@@ -68,6 +68,25 @@ def test_one_late_answer_is_no_outage(redis_server, never_probing):
     assert never_probing.post("/score", json=GOOD).json()["user_state"]["status"] == "fresh"
 
 
+def test_a_read_leaves_time_for_the_model(first, store, activate, settings, start, redis_server):
+    """Where a request's own time is shorter than the limit for Redis, it is scored in full without the state, and says why."""
+    store.put_many("first", [("1", first.state())])
+    activate(first)
+    client = start(settings.model_copy(update={"redis_score_timeout_ms": 20_000}))
+    assert client.post("/score", json=GOOD).json()["degraded"] == []
+    redis_server.pause()
+    try:
+        known = client.post("/score", json=GOOD | {"deadline_ms": 1000}).json()
+        unknown = client.post("/score", json=GOOD | {"user_id": "2", "deadline_ms": 1000}).json()
+    finally:
+        redis_server.resume()
+    # What is kept of the one is true as long as Redis says nothing.
+    assert (known["tier"], known["degraded"], known["user_state"]["status"]) == ("full", [], "fresh")
+    assert (unknown["tier"], unknown["degraded"]) == ("full", ["deadline"])
+    assert unknown["user_state"]["status"] == "missing"
+    assert unknown["scores"] == pytest.approx(first.scores(GOOD["item_ids"]), abs=1e-6)
+
+
 def test_refused_connection_is_an_outage(redis_server, never_probing):
     """A Redis that is gone is lost at once."""
     redis_server.kill()

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from srp4ctr_service import bounded_http
+from srp4ctr_service.request_scope import Answer, RequestScope
 from srp4ctr_service.whole_request import whole_request
 
 PATHS = frozenset({b"/score", b"/events"})
 BODY = b'{"user_id": "1", "item_ids": ["1", "2"]}'
+KEY = "a-key-that-nobody-guesses"
 LINES = (b"host: x", b"content-type: application/json", b"content-length: %d" % len(BODY))
 
 
@@ -178,6 +181,52 @@ class Connection:
     def ended(self):
         """Whether the service has closed the connection."""
         return not self.data and self.raw.recv(1) == b""
+
+
+@pytest.fixture
+def wholes(monkeypatch):
+    """The requests that are answered as a whole, from then on."""
+    seen = []
+    answer = RequestScope.whole
+
+    def noted(scope, request):
+        seen.append(request)
+        return answer(scope, request)
+
+    monkeypatch.setattr(RequestScope, "whole", noted)
+    return seen
+
+
+def test_a_request_in_one_piece_passes_by_the_parser(connection, wholes):
+    """And one in two does not."""
+    connection.raw.sendall(request())
+    assert connection.answer()[0].startswith(b"HTTP/1.1 200")
+    assert [one.body for one in wholes] == [BODY]
+    connection.raw.sendall(request()[:-5])
+    time.sleep(0.2)
+    connection.raw.sendall(request()[-5:])
+    assert connection.answer()[0].startswith(b"HTTP/1.1 200")
+    assert len(wholes) == 1
+
+
+def test_who_has_no_key_is_told_so_before_anything_else(
+    first, activate, settings, start, monkeypatch, tmp_path
+):
+    """Also where there is no time for the request: how busy the service is, is for those who may ask."""
+    activate(first)
+    keys = tmp_path / "keys"
+    keys.write_text(f"{KEY}\n")
+    client = start(settings.model_copy(update={"api_keys_file": keys}))
+    monkeypatch.setattr(
+        bounded_http, "quick_refusal", lambda *_: Answer(503, [(b"content-length", b"0")], b"")
+    )
+    address = client.base_url.host, client.base_url.port
+    found = []
+    for lines in (LINES, (*LINES, f"authorization: Bearer {KEY}".encode())):
+        with socket.create_connection(address, timeout=30) as raw:
+            raw.sendall(request(*lines))
+            found.append(raw.recv(65536).split(b" ")[1])
+    assert found == [b"401", b"503"]
 
 
 @pytest.fixture

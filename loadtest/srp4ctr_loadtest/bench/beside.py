@@ -21,7 +21,7 @@ def measure(place: Place) -> Part:
         if peer.name in NAMES and (peer.environment is None or (FOLDER / peer.environment).exists())
     ]
     # Of closed loops alone: latencies take longer than this, and have a command of their own.
-    plan = Plan(place.scaled(REQUESTS), 1.0, place.server_core, place.loader_core)
+    plan = Plan(place.scaled(REQUESTS), None, place.server_core, place.loader_core)
     results = compare(place.workload, peers, FOLDER, plan, CANDIDATES)
     absent = [name for name in NAMES if name not in {peer.name for peer in peers}]
     wrong = [f"{row.server}: {row.error}" for row in results.rows if row.error is not None]

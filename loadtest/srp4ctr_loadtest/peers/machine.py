@@ -58,6 +58,6 @@ def about(workload: Workload, peers: Sequence[Peer], plan: Plan) -> dict[str, st
         "model": workload.subject.version,
         "machine": f"{machine()}; {cores}",
         "a closed loop": f"{plan.requests} requests a round",
-        "an open loop": f"{plan.open_loop_s:g} s",
+        "an open loop": "none" if plan.open_loop_s is None else f"{plan.open_loop_s:g} s",
         "versions": ", ".join(dict.fromkeys(version_of(peer.environment) for peer in peers)),
     }

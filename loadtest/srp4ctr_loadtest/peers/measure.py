@@ -22,10 +22,10 @@ ever adds to the one and takes from the other."""
 
 @dataclass(frozen=True)
 class Plan:
-    """Requests a closed loop's round, seconds of an open loop, and the cores of server and loader."""
+    """Requests a closed loop's round, seconds of an open loop or None for none, and the cores of server and loader."""
 
     requests: int
-    open_loop_s: float
+    open_loop_s: float | None
     server_core: int
     loader_core: int
 
@@ -56,7 +56,9 @@ def at_own_rate(contestant: Contestant, exam: Exam, plan: Plan) -> list[Row]:
             requests = _wire(contestant, running, questions)
             row = _closed(contestant, running, requests, candidates, plan)
             assert row.rps is not None
-            rows.append(_open(contestant, running, requests, replace(row, rate_rps=row.rps / 2), plan))
+            if plan.open_loop_s is not None:
+                row = _open(contestant, running, requests, replace(row, rate_rps=row.rps / 2), plan)
+            rows.append(row)
         running.check()
     return rows
 
@@ -105,6 +107,7 @@ def _closed(
 def _open(contestant: Contestant, running: Running, requests: Sequence[Request], row: Row, plan: Plan) -> Row:
     assert row.rate_rps is not None
     assert row.candidates is not None
+    assert plan.open_loop_s is not None
     loads = []
     for _ in range(ROUNDS):
         load = open_loop(

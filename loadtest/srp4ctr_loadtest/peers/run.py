@@ -49,7 +49,7 @@ def compare(
                 lambda: at_own_rate(contestant, exam, plan),  # noqa: B023
             )
         common = common_rates([row for found in measured.values() for row in found])
-        for contestant in contestants:
+        for contestant in contestants if plan.open_loop_s is not None else ():
             known = [row for row in measured[contestant.name] if row.error is None]
             measured[contestant.name] += _guarded(
                 contestant.name,

@@ -58,6 +58,7 @@ class Client:
         self, url: str, *, api_key: str | None = None, timeout_s: float = TIMEOUT_S, binary: bool = False
     ) -> None:
         """`url` is the service's or its balancer's; `timeout_s` the longest wait for an answer, all tries together.
+        Connecting, sending and the beginning of an answer each have what is left of it when a try begins.
 
         With `binary`, bodies are MessagePack and not JSON.
         """

@@ -24,8 +24,8 @@ from srp4ctr.runtime.near_cache import Kept, NearCache
 log = structlog.get_logger()
 
 TICKS = 25
-"""In so many steps the limit of a read passes, at most."""
-LEAST_TICK_MS = 1
+"""In about so many steps the limit of a read passes, or in more where they would be long for a request's own time."""
+LEAST_TICK_MS, MOST_TICK_MS = 1, 2
 """uvloop's clock counts whole milliseconds: half of one is no time at all, and one and a half are two."""
 TIMEOUTS_UNTIL_LOST = 3
 
@@ -144,7 +144,7 @@ class StateReads:
         self._oldest: _Read | None = None
         self._ticks = 0
         limit_ms = max(LEAST_TICK_MS, round(1000 * limits.read_s))
-        tick_ms = -(-limit_ms // TICKS)
+        tick_ms = min(MOST_TICK_MS, -(-limit_ms // TICKS))
         self._tick_s = tick_ms / 1000
         self._most_ticks = -(-limit_ms // tick_ms)
         self._timeouts = 0
