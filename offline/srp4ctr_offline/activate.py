@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
 
     renew()
     try:
+        # Once more: while the gate compared, the version may have been removed. What is announced is not.
+        store.require_published(version, fingerprint)
         done = catch_up(current, events, store, arguments.threads, renew)
         if done.behind:
             print(f"caught up {done.behind:,} users who acted since the snapshot")

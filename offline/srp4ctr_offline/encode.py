@@ -14,7 +14,7 @@ from srp4ctr.runtime.history_encoder import BATCH, Encoded
 from srp4ctr.runtime.sessions import OnnxEncoder
 from srp4ctr_offline.prepared import Ints, Prepared
 
-WRITTEN_TOGETHER = 64
+WRITTEN_TOGETHER = 128
 """Users of a batch, which is encoded in parts of BATCH."""
 
 Users = NDArray[np.int64]

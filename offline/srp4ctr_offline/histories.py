@@ -17,7 +17,7 @@ from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.data.tables import read_table
 from srp4ctr_offline.prepared import Ints, Prepared
 from srp4ctr_offline.source import EVENTS, Source
-from srp4ctr_offline.timeline import Timeline
+from srp4ctr_offline.timeline import events_in_time
 
 _TIME, _ITEM = "time", "item"
 
@@ -47,13 +47,13 @@ class RawHistories:
         extra = {one.name: one for one in others if one.name not in own and one.name in there}
         schema = config.features.model_copy(update={"behaviour_features": (*features, *extra.values())})
         source = Source.read(config.model_copy(update={"features": schema}))
-        timeline = Timeline.of(source)
+        sorting, start = events_in_time(source)
         same_users = np.array_equal(source.users, prepared.users.ids)
-        if not (same_users and np.array_equal(timeline.start, prepared.events.start)):
+        if not (same_users and np.array_equal(start, prepared.events.start)):
             raise DataError(
                 f"{config.tables.folder} has other users or events than were prepared; prepare, train and export again"
             )
-        frame, sorting = source.frames[EVENTS], timeline.sorting
+        frame = source.frames[EVENTS]
         quoted = pl.Series([json.dumps(one.decode(), ensure_ascii=False) for one in source.items.tolist()])
         parts = [
             # Where no time is known, the event is older than all that will be acknowledged.
@@ -74,7 +74,7 @@ class RawHistories:
                 continue
             # A feature may have any name, those of the pieces before it, too.
             parts.append(values.alias(f"feature {feature.name}"))
-        return cls(timeline.start, pl.DataFrame(parts), keep)
+        return cls(start, pl.DataFrame(parts), keep)
 
     def packed(self, users: NDArray[np.integer[Any]]) -> list[bytes]:
         """The users' latest events as they are stored, one a line, oldest first."""

@@ -104,7 +104,9 @@ def publish(
     manifest = bundle.manifest
     encoder = UserEncoder(bundle, prepared, threads)
     order = encoder.order()
-    data = str(prepared.report["data_fingerprint"])
+    # With other histories those that were written before would have to be written again.
+    histories = f"{seeding.histories.keep}-events" if seeding else "no-histories"
+    data = f"{prepared.report['data_fingerprint']}-{histories}"
     begin = store.progress(manifest.version)
     resumed_at = (
         begin.users if begin and (begin.fingerprint, begin.data) == (manifest.fingerprint, data) else 0
@@ -217,8 +219,11 @@ def _missing(
         if seeding is not None:
             # An empty list is no key.
             there[at : at + CHUNK] &= np.array(seeding.events.exist(ids), bool) | without[some]
-        there[at : at + CHUNK] |= np.array(store.forgotten(ids), bool)
-    lost: Users = users[~there]
+    absent: Users = users[~there]
+    if not len(absent):
+        return absent
+    forgotten = store.forgotten([prepared.users.ids[user].decode() for user in absent])
+    lost: Users = absent[~np.array(forgotten, bool)]
     return lost
 
 

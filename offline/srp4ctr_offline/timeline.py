@@ -31,10 +31,8 @@ class Timeline:
     @classmethod
     def of(cls, source: Source) -> Self:
         """Order all events and rows."""
-        event_user, row_user = source.user_of[EVENTS], source.user_of[ROWS]
-        # lexsort is stable: ties keep the order of the file.
-        sorting = np.lexsort((source.order[EVENTS], event_user))
-        start = np.searchsorted(event_user[sorting], np.arange(len(source.users) + 1)).astype(np.int64)
+        row_user = source.user_of[ROWS]
+        sorting, start = events_in_time(source)
         place = np.empty(len(row_user), np.int64)
         place[np.lexsort((source.order[ROWS], row_user))] = np.arange(len(row_user))
         if source.one_file:
@@ -50,6 +48,15 @@ class Timeline:
         first_other = np.diff(self.start)
         np.minimum.at(first_other, row_user[~train], self.cut[~train])
         return np.minimum(last, first_other)
+
+
+def events_in_time(source: Source) -> tuple[Ints, Ints]:
+    """A timeline's `sorting` and `start`, which need no rows."""
+    user = source.user_of[EVENTS]
+    # lexsort is stable: ties keep the order of the file.
+    sorting = np.lexsort((source.order[EVENTS], user))
+    start = np.searchsorted(user[sorting], np.arange(len(source.users) + 1)).astype(np.int64)
+    return sorting, start
 
 
 def split_rows(rule: PerUserSplit | GlobalSplit | ColumnSplit, source: Source) -> NDArray[np.int8]:

@@ -109,6 +109,7 @@ class Refresher:
         self._survived: list[Entry] = []
         """Entries that were encoded alone by this worker, which did not end, and of which Redis does not know that yet."""
         self._claim_at = 0.0
+        self._has_claimed = False
         self._idle = True
         self.metrics = RefreshMetrics()
 
@@ -137,7 +138,7 @@ class Refresher:
             # Entries that nothing can be made of are better left for whoever can.
             time.sleep(block_ms / 1000)
             return 0
-        entries = self._claimed() or self._read(block_ms)
+        entries = self._next(block_ms)
         if not entries:
             return 0
         # Only now: who is announced after an entry was read is caught up by who announced it.
@@ -158,7 +159,17 @@ class Refresher:
         finished = sum(self._refresh(one, encoders) for one in some)
         return finished + sum(self._alone(entry, encoders) for entry in suspects)
 
-    def _read(self, block_ms: int) -> list[Entry]:
+    def _next(self, block_ms: int) -> list[Entry]:
+        """Entries in turns: what a dead worker has left does not keep what is new waiting."""
+        entries = self._read(None) if self._has_claimed else []
+        self._has_claimed = False
+        if entries:
+            return entries
+        entries = self._claimed()
+        self._has_claimed = bool(entries)
+        return entries or self._read(block_ms)
+
+    def _read(self, block_ms: int | None) -> list[Entry]:
         # One of each stream, which are as many as are taken: of a backlog others shall have their part.
         entries = self._streams.read(1, block_ms)
         # A user acts several times in a row, and users that are encoded together cost less.

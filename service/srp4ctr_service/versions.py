@@ -44,6 +44,8 @@ class Versions:
         """That is about to be active: the switch then takes its pointer alone."""
         self._coming_until = 0.0
         self._not_coming: tuple[str, str] | None = None
+        self._ahead: tuple[Active, asyncio.Task[None]] | None = None
+        """What is being loaded ahead; the pointer is followed meanwhile."""
         self._before: tuple[str | None, frozenset[str]] = None, frozenset()
         self._refused: tuple[Active, str | None] | None = None
         self._retry_s = 0.0
@@ -114,6 +116,7 @@ class Versions:
             return
         now = time.monotonic()
         if upcoming is None:
+            self._not_coming = None
             if now > self._coming_until:
                 self._coming = None
             return
@@ -123,12 +126,18 @@ class Versions:
         there = (self._model, self._left, self._coming)
         if upcoming == self._not_coming or any(one is not None and _is(one, wanted) for one in there):
             return
+        if self._ahead is None:
+            self._ahead = wanted, asyncio.create_task(self._load_ahead(wanted), name="load-ahead")
+
+    async def _load_ahead(self, wanted: Active) -> None:
         try:
             self._coming = await asyncio.to_thread(_open, self._settings, wanted)
         except Srp4ctrError as error:
             # It is told again, and tried again, when it is active.
-            log.warning("version_not_loaded_ahead", version=version, reason=str(error))
-            self._not_coming = upcoming
+            log.warning("version_not_loaded_ahead", version=wanted.version, reason=str(error))
+            self._not_coming = wanted.version, wanted.fingerprint
+        finally:
+            self._ahead = None
 
     async def _load(self, active: Active, revision: str | None) -> None:
         """Serve the version with that revision of its items, which both are there from the first answer on.
@@ -139,6 +148,8 @@ class Versions:
         try:
             # Reading and hashing takes seconds; requests are answered meanwhile.
             if model is None or not _is(model, active):
+                if self._ahead is not None and self._ahead[0].version == active.version:
+                    await self._ahead[1]
                 loaded = [one for one in (self._left, self._coming) if one is not None and _is(one, active)]
                 model = loaded[0] if loaded else await asyncio.to_thread(_open, self._settings, active)
             if model.revision != revision:

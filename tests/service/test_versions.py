@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -76,7 +77,9 @@ def test_going_back_reads_no_bundle(first, second, var_dir, activate, api, wait_
         (var_dir / "first-is-away").rename(folder)
 
 
-def test_what_is_about_to_be_active_is_loaded_before(second, store, activate, api, wait_until, monkeypatch):
+def test_what_is_about_to_be_active_is_loaded_before(
+    second, settings, store, activate, api, wait_until, monkeypatch
+):
     """Activation announces its version while it catches up: the switch reads no bundle then, however large it is."""
     opened = []
     load = ServedModel.load
@@ -89,7 +92,8 @@ def test_what_is_about_to_be_active_is_loaded_before(second, store, activate, ap
     monkeypatch.setattr(ServedModel, "load", noted)
     store.announce("second")
     # What has not been published is nothing that could be active.
-    assert api.post("/score", json=GOOD).json()["model_version"] == "first"
+    time.sleep(5 * settings.version_poll_ms / 1000)
+    assert opened == []
     store.mark_published("second", second.bundle.manifest.fingerprint, 0)
     wait_until(lambda: opened == ["second"])
     assert api.post("/score", json=GOOD).json()["model_version"] == "first"

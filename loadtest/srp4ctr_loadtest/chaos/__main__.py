@@ -4,7 +4,8 @@ Real processes by the commands that a person types: a redis-server, `srp4ctr ser
 publish`, `activate`, `rollback`, `versions --prune` and `items` of small versions in turns. Users are scored and act; each event is sent until it is acknowledged.
 Afterwards every acknowledged event must be there once, in its user's history and in the user's states. Works below
 var/chaos, where the versions stay that the first run trains. Prints a table for people, then one JSON line; exit code 1
-where an answer was wrong or mixed, an event was lost or counted twice, or a job that was cut off did not complete.
+where an answer was wrong or mixed, an event was lost or counted twice, a job that was cut off did not complete, something failed or
+ended without being killed, fewer than half of the answers were in full, or one was not when all was calm again.
 """
 
 import argparse

@@ -181,7 +181,8 @@ class Jobs:
                 self._completed(kind, version)
                 await self._redis_says(partial(self.check, kind))
                 return
-            if not (run.killed or REDIS_AWAY in said):
+            away = REDIS_AWAY in said and self.turns.redis_was_away(run.began, time.monotonic())
+            if not (run.killed or away):
                 self.failures[f"{kind}: {said}"] += 1
             self.reruns += attempt == 0
 

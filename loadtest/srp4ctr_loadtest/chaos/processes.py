@@ -98,17 +98,42 @@ class Supervised:
 class Service(Supervised):
     """`srp4ctr serve` with several workers: killed is the process that supervises them, or one of them."""
 
+    vanished = 0
+    """Workers that ended by themselves."""
+    _seen: tuple[int, frozenset[int]] = (0, frozenset())
+    _chosen: frozenset[int] = frozenset()
+
+    async def watch(self) -> None:
+        """Look again and again, until cancelled, whether a worker is gone that nobody has killed."""
+        while True:
+            self.look()
+            await asyncio.sleep(POLL_S)
+
+    def look(self) -> None:
+        """Count the workers that have gone since the last look, and that the same supervisor has lived through."""
+        process = self._process
+        if process is None or process.returncode is not None or self._killed:
+            self._seen = 0, frozenset()
+            return
+        workers = frozenset(int(child.pid) for child in self.children() if _works(child))
+        supervisor, before = self._seen
+        if supervisor == process.pid:
+            self.vanished += len(before - workers - self._chosen)
+        self._seen = process.pid, workers
+
     def kill(self) -> int | None:
         """kill -9 of any of its processes; the process's id, None where there is nothing to kill at the moment."""
         workers = [child for child in self.children() if _works(child)]
         chosen = self._random.integers(len(workers) + 1)
         if chosen == len(workers):
             return super().kill()
+        pid = int(workers[chosen].pid)
+        self._chosen |= {pid}
         try:
             workers[chosen].kill()
         except psutil.NoSuchProcess:
             return None
-        return int(workers[chosen].pid)
+        return pid
 
 
 @dataclass(frozen=True)
@@ -116,7 +141,7 @@ class System:
     """All that is kept running, and where the service answers."""
 
     redis: Supervised
-    service: Supervised
+    service: Service
     refresh: Sequence[Supervised]
     url: str
 
@@ -154,7 +179,11 @@ class System:
                 f"http://127.0.0.1:{port}",
             )
             kept = [
-                asyncio.create_task(one.keep()) for one in (system.redis, system.service, *system.refresh)
+                asyncio.create_task(work)
+                for work in (
+                    system.service.watch(),
+                    *(one.keep() for one in (system.redis, system.service, *system.refresh)),
+                )
             ]
             try:
                 yield system
@@ -175,6 +204,8 @@ class System:
         ):
             for code, count in one.ends.items():
                 found[f"{name}, exit code {code}"] += count
+        if self.service.vanished:
+            found["a worker of the service"] += self.service.vanished
         return dict(found)
 
     async def redis_answers(self, place: Place) -> None:

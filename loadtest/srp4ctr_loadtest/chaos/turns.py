@@ -17,6 +17,10 @@ class Absence:
     back_at: float = inf
 
 
+LOADING_S = 10.0
+"""Longest time that Redis takes to load its data once it has been started."""
+
+
 @dataclass
 class _Turn:
     version: str
@@ -49,6 +53,10 @@ class Turns:
         """
         turns = [one for one in self._turns if one.version == version and one.began <= answered_at]
         return min((self._longest_s(one.left_at, asked_at) for one in turns), default=None)
+
+    def redis_was_away(self, since: float, until: float) -> bool:
+        """Whether Redis was, or was loading its data, at some moment between two times."""
+        return any(one.gone_at < until and since < one.back_at + LOADING_S for one in self._absences)
 
     def _longest_s(self, since: float, until: float) -> float:
         """Of the stretches between two times in which Redis was there."""

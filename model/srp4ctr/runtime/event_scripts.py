@@ -1,14 +1,19 @@
 """Lua scripts on one user's keys, each a single atomic step in Redis. All keys of a script are of one partition."""
 
-# What a user's count holds: where it began, where it is, and how often a snapshot has changed the history (where it is left
-# out, never). It begins at the server's clock in microseconds, so that it never takes a value again after the user has been
-# forgotten: what was still being written then is told from what is true now.
-_COUNT = """
+_OF = """
 -- What a command gave; where the key holds something else, an error that names it, for whoever has to mend it.
 local function of(key, answer)
   if type(answer) == 'table' and answer.err then error(answer.err .. ' (' .. key .. ')') end
   return answer
 end
+"""
+
+# What a user's count holds: where it began, where it is, and how often a snapshot has changed the history (where it is left
+# out, never). It begins at the server's clock in microseconds, so that it never takes a value again after the user has been
+# forgotten: what was still being written then is told from what is true now.
+_COUNT = (
+    _OF
+    + """
 local function count_of(stored)
   if not stored then return 0, 0, 0 end
   local first, last, seedings = string.match(stored, '^(%d+) (%d+) ?(%d*)$')
@@ -17,6 +22,7 @@ local function count_of(stored)
 end
 local function stored_count() return of(KEYS[2], redis.pcall('GET', KEYS[2])) end
 """
+)
 
 _CHANGE = (
     _COUNT
@@ -61,7 +67,7 @@ RECORD = (
 -- KEYS history, sequence, stream. ARGV events to keep, seconds to live or 0, user id, then of each event: time, id, bytes.
 -- Gives of each event 1 where it is stored, 0 where it was stored before, -1 where it is no newer than all of a full history.
 -- One that a snapshot has, without an id, was stored before, too: the same item within the same second, as in SEED. It is there as it
--- was sent from then on.
+-- was sent from then on, and counts all the same: states that were made before the snapshot came, or of it as the snapshot has it, lack it.
 """
     + _CHANGE
     + _HELD
@@ -96,6 +102,7 @@ for at = 4, #ARGV, 3 do
     table.remove(times, same)
     insert(time, id, entry)
     moved = true
+    stored = stored + 1
     table.insert(outcomes, 0)
   elseif ids[id] then
     table.insert(outcomes, 0)
@@ -154,7 +161,8 @@ end
 local known, before = {}, nil
 for _, entry in ipairs(held) do known[entry] = true end
 local function more_of(entry)
-  if known[entry] then return entry end
+  -- Of a new user nothing is looked at, which is most of what seeding one would cost.
+  if #held == 0 or known[entry] then return entry end
   if not before then
     before = {}
     for _, old in ipairs(held) do
@@ -236,8 +244,9 @@ end
 if ttl == 0 or left < 0 or (#snapshot > 0 and when[#snapshot] > times[#held]) then
   -- A last event that was not known yet is what both live by; publishing the same again adds nothing to it.
   live(ttl)
-elseif changed then
-  redis.call('PEXPIRE', KEYS[1], left)
+else
+  if changed then redis.call('PEXPIRE', KEYS[1], left) end
+  if not sequence then redis.call('PEXPIRE', KEYS[2], left) end
 end
 return counted .. ' ' .. seedings
 """
@@ -277,25 +286,33 @@ return 1
 """
 )
 
-FORGET = """
+FORGET = (
+    """
 -- KEYS history, sequence, mark of who was forgotten, three streams whose entries have the user first, a hash whose fields begin
 -- with the user and NUL, states.
 -- ARGV user id, seconds that the mark lives.
--- Gives how many keys and entries were removed.
+-- Gives how many keys and entries were removed. What is read is read first: where a key holds something else, nothing has been removed.
+"""
+    + _OF
+    + """
+local entries = {}
+for place = 4, 6 do entries[place] = of(KEYS[place], redis.pcall('XRANGE', KEYS[place], '-', '+')) end
+local fields = of(KEYS[7], redis.pcall('HKEYS', KEYS[7]))
 local removed = redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('SET', KEYS[3], '', 'EX', ARGV[2])
 for place = 4, 6 do
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[place], '-', '+')) do
+  for _, entry in ipairs(entries[place]) do
     if entry[2][2] == ARGV[1] then removed = removed + redis.call('XDEL', KEYS[place], entry[1]) end
   end
 end
 local own = ARGV[1] .. '\\0'
-for _, field in ipairs(redis.call('HKEYS', KEYS[7])) do
+for _, field in ipairs(fields) do
   if string.sub(field, 1, #own) == own then redis.call('HDEL', KEYS[7], field) end
 end
 for place = 8, #KEYS do removed = removed + redis.call('DEL', KEYS[place]) end
 return removed
 """
+)
 
 FINISH = """
 -- KEYS stream. ARGV group, ids. In one step: what is acknowledged and still there would never be anybody's again.

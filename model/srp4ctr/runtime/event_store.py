@@ -1,6 +1,5 @@
 """Events in Redis: recorded by services, read by whoever re-encodes states, forgotten when a user asks for it."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -12,8 +11,8 @@ from srp4ctr.contract.events import RawEvent, Retention, pack_event, unpack_hist
 from srp4ctr.contract.keys import Keys, partition
 from srp4ctr.contract.state import SEQUENCE_AT
 from srp4ctr.runtime.event_scripts import FORGET, RECORD, SEED
-from srp4ctr.runtime.redis_client import store_errors
-from srp4ctr.runtime.state_store import SCAN, within
+from srp4ctr.runtime.redis_client import exist, scan_pages, store_errors
+from srp4ctr.runtime.state_store import within
 
 FORGOTTEN_S = 7 * 86_400
 """How long it is known that a user was forgotten: longer than any publish takes, since what runs meanwhile must not bring the
@@ -87,12 +86,8 @@ class EventStore:
             return [Seeded(*map(int, answer.split())) for answer in pipeline.execute()]
 
     def exist(self, user_ids: Sequence[str]) -> list[bool]:
-        """Whether each user has a history, in one pipeline."""
-        pipeline = self._client.pipeline(transaction=False)
-        for user_id in user_ids:
-            pipeline.exists(self._keys.history(user_id))
-        with store_errors():
-            return [bool(found) for found in pipeline.execute()]
+        """Whether each user has a history."""
+        return exist(self._client, [self._keys.history(user_id) for user_id in user_ids])
 
     def histories(self, user_ids: Sequence[str], versions: Sequence[str]) -> list[History]:
         """What is stored of those users who have acknowledged events; StoreError where one of them cannot be read."""
@@ -120,12 +115,12 @@ class EventStore:
         return found
 
     def users_behind(self, version: str) -> Iterator[list[str]]:
-        """Users whose states of the version lack acknowledged events, some at a time; looks through all of Redis."""
-        keys = self._client.scan_iter(self._keys.sequences(), count=SCAN)
+        """Users whose states of the version lack acknowledged events, some or none at a time; looks through all of Redis."""
+        pages = scan_pages(self._client, self._keys.sequences())
         while True:
             with store_errors():
-                some = list(itertools.islice(keys, SCAN))
-            if not some:
+                some = next(pages, None)
+            if some is None:
                 return
             users = [self._keys.user_of(key) for key in some]
             pipeline = self._client.pipeline(transaction=False)

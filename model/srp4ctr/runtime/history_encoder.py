@@ -139,9 +139,18 @@ def _placed(codes: Codes, there: NDArray[np.bool_]) -> Codes:
     return placed
 
 
+# A history is of no version: what one version reads as a number, another may have written as a category, and the other way round.
 def _number(value: Value) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else np.nan
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return np.nan
+    try:
+        number = float(value)
+    except ValueError:
+        return np.nan
+    return number if np.isfinite(number) else np.nan
 
 
 def _text(value: Value) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return canonical_text(value) if isinstance(value, str | int) else ""

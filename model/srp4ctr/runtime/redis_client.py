@@ -1,6 +1,6 @@
 """Redis clients with limits of their own for connecting and for reading, and few, short retries."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,9 @@ JOB_RETRIES = 3
 SERVICE_RETRIES = 1
 SERVICE_CONNECTIONS = 16
 
+SCAN = 1000
+"""Keys that Redis looks at in one go."""
+
 FORMS = "redis://[user:password@]host[:port][/db], rediss://... or unix:///path/to/socket"
 
 
@@ -33,6 +36,30 @@ def connect(settings: StoreSettings, url: str, retries: int = JOB_RETRIES) -> re
         # Makes no connection yet, but finds options that no connection knows.
         client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
     return client
+
+
+def exist(client: redis.Redis, keys: Sequence[str]) -> list[bool]:
+    """Whether each key is there: mostly all are, which one command tells; only else are they asked for one by one."""
+    if not keys:
+        return []
+    with store_errors():
+        if client.exists(*keys) == len(keys):
+            return [True] * len(keys)
+        pipeline = client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.exists(key)
+        return [bool(found) for found in pipeline.execute()]
+
+
+def scan_pages(client: redis.Redis, pattern: str) -> Iterator[list[bytes]]:
+    """Keys that fit, as Redis finds them: after each look at about SCAN keys of all there are, those that fit, or none."""
+    cursor = 0
+    while True:
+        found: Any = client.scan(cursor, match=pattern, count=SCAN)
+        cursor, keys = found
+        yield keys
+        if cursor == 0:
+            return
 
 
 def connect_async(settings: StoreSettings, url: str) -> redis.asyncio.Redis:

@@ -19,7 +19,7 @@ from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncompl
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.state import SEQUENCE_AT
 from srp4ctr.runtime.event_scripts import WRITE_STATE
-from srp4ctr.runtime.redis_client import store_errors
+from srp4ctr.runtime.redis_client import exist, scan_pages, store_errors
 from srp4ctr.runtime.version_scripts import (
     ACTIVATE,
     FOLLOW_ITEMS,
@@ -34,8 +34,6 @@ TICKS = 25
 WRITTEN, NEWER, FORGOTTEN, CHANGED = 1, 0, -1, -2
 """What became of a state: written, not written since there is a newer one, since its user was forgotten, or since a snapshot has
 changed the history that it is made of."""
-SCAN = 1000
-"""Keys that Redis looks at in one go."""
 ANNOUNCED_S = 600
 """How long a version stays announced unless that is renewed, so that a command that was killed does not keep it so for ever."""
 
@@ -121,12 +119,8 @@ class StateStore:
         return values
 
     def exist(self, version: str, user_ids: Sequence[str]) -> list[bool]:
-        """Whether each user has a state, in one pipeline."""
-        pipeline = self._client.pipeline(transaction=False)
-        for user_id in user_ids:
-            pipeline.exists(self._keys.state(version, user_id))
-        with store_errors():
-            return [bool(found) for found in pipeline.execute()]
+        """Whether each user has a state."""
+        return exist(self._client, [self._keys.state(version, user_id) for user_id in user_ids])
 
     def forgotten(self, user_ids: Sequence[str]) -> list[bool]:
         """Whether each user was forgotten a short while ago, in one pipeline."""
@@ -303,7 +297,8 @@ class StateStore:
     def users(self, version: str) -> Iterator[str]:
         """Users who have a state of the version, in no order; looks through all of Redis."""
         with store_errors():
-            yield from map(self._keys.user_of, self._client.scan_iter(self._keys.states(version), count=SCAN))
+            for keys in scan_pages(self._client, self._keys.states(version)):
+                yield from map(self._keys.user_of, keys)
 
     def drop(self, version: str) -> int:
         """Remove all states of a version that is neither active nor the one before; gives their number.
@@ -327,8 +322,7 @@ class StateStore:
         dropped = 0
         self._take_back(version)
         with store_errors():
-            keys = self._client.scan_iter(self._keys.states(version), count=SCAN)
-            while some := list(itertools.islice(keys, SCAN)):
+            for some in scan_pages(self._client, self._keys.states(version)):
                 # One by one: in a cluster they are in many slots.
                 pipeline = self._client.pipeline(transaction=False)
                 for key in some:
