@@ -58,7 +58,7 @@ bench-variants: demo-once var/sequence.toml ## the scorer's graph in other ways 
 
 var/sequence.toml: configs/movielens-100k.toml
 	@mkdir -p var
-	@sed -e 's/^name = .*/name = "movielens-100k-sequence"/' -e 's/^state = .*/state = "sequence"/' -e '/^recent_events/d' \
+	@sed -e 's/^name = .*/name = "movielens-100k-sequence"/' -e 's/^state = .*/state = "sequence"/' -e '/^recent_events/d' -e '/^layers/d' \
 		-e 's/^epochs = 40/epochs = 4/' $< > $@
 
 bench-freshness: demo-once ## event to fresh score, publishing, bytes a user, rollback, AUC by delay; ten minutes

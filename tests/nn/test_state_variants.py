@@ -43,6 +43,15 @@ def fresh(tiny, **options) -> Srp4Ctr:
     return model.eval()
 
 
+def test_a_sequence_has_a_layer_for_each_block() -> None:
+    """Where the encoder's depth is not said, it is what the candidate's blocks read; one layer is enough for tokens."""
+    assert ModelConfig().layers == 1
+    assert ModelConfig(state="sequence").layers == ModelConfig().cross_layers == 2
+    assert ModelConfig(state="sequence", cross_layers=3).layers == 3
+    with pytest.raises(ValidationError, match="reads every layer"):
+        ModelConfig(state="sequence", layers=1)
+
+
 @pytest.fixture(params=VARIANTS)
 def model(request, tiny) -> Srp4Ctr:
     """A model of each kind."""

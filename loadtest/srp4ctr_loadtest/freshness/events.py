@@ -32,10 +32,8 @@ from srp4ctr_loadtest.subject import Subject
 CANDIDATES = 100
 CONNECTIONS = 8
 ROUNDS = 3
-LOAD_SHARE = 0.25
-"""Of the requests a second that the service can answer when it has nothing else to do. With 200 events a second to take in, that
-is half a core for the service's process, and with the refresh worker three quarters: twice the share fills the core, and measures
-the queue of requests."""
+LOAD_SHARE = 0.5
+"""Of the requests a second that the service can answer when it has nothing else to do: half load."""
 LEAD_S, TAIL_S = 2.0, 5.0
 """How much longer than the events the requests last, before and after."""
 POLL_S = 0.005

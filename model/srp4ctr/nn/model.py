@@ -5,7 +5,7 @@ A candidate attends to the state and never to another candidate, and the state n
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field as Option
@@ -37,7 +37,10 @@ class ModelConfig(Sizes):
         default="float16", description="how states are stored"
     )
     tower: tuple[Count, ...] = Option(default=(64, 32), description="hidden widths of the CTR tower")
-    layers: Count = Option(default=2, description="of the history encoder")
+    layers: Count = Option(
+        default=1,
+        description="of the history encoder; with state = 'sequence' by default as many as a candidate has blocks",
+    )
     query_tokens: Count = Option(default=16, description="Q")
     query_layers: Annotated[int, Option(ge=0)] = Option(
         default=1, description="of the querying transformer; 0: the mean of the history is the only token"
@@ -59,6 +62,14 @@ class ModelConfig(Sizes):
     cross_feed_forward: Count = Option(
         default=1, description="the same of a candidate's blocks, which is most of what a candidate costs"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_block_reads_a_layer(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("state") == "sequence" and "layers" not in given:
+            blocks = given.get("cross_layers", cls.model_fields["cross_layers"].default)
+            return given | {"layers": blocks}
+        return given
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -195,7 +195,7 @@ def bert4rec_speed(
         "n_layers": sizes.layers,
         "n_heads": sizes.heads,
         "hidden_size": sizes.width,
-        "inner_size": 4 * sizes.width,
+        "inner_size": sizes.feed_forward * sizes.width,
         "hidden_dropout_prob": sizes.dropout,
         "attn_dropout_prob": sizes.dropout,
         "mask_ratio": config.pretrain.masking.item_rate,

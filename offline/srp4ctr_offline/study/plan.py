@@ -83,12 +83,13 @@ class Cell:
     def key(self) -> str:
         """The cell's name with 8 digits of a hash of its configuration: a changed one is another cell.
 
-        What is at its default is left out, so that a new option does not make every finished cell another one; and the
-        device, which is the same for all.
+        What is at its default is left out, so that a new option does not make every finished cell another one, but for sizes of
+        the network, whose defaults have changed before; and the device, which is the same for all.
         """
         what = self.config.model_dump(
             mode="json", by_alias=True, exclude_defaults=True, exclude=AFTER_TRAINING | {"device"}
         ) | {
+            "model": self.config.model.model_dump(mode="json"),
             "kind": self.plan.kind,
             "pretrained": self.plan.pretrained,
         }
