@@ -24,8 +24,8 @@ def save_model(model: Srp4Ctr, transforms: Transforms, folder: Path) -> None:
     """Write `model.pt`, with the digest of the transforms whose codes the weights belong to."""
     content = {
         "transforms": transforms.digest(),
-        # Without what is at its default, so that an option which is added later does not make it another model.
-        "config": model.config.model_dump(exclude_defaults=True),
+        # All of it: a default that changes would make it another model, and nobody would know.
+        "config": model.config.model_dump(),
         "fields": dataclasses.asdict(model.fields),
         "max_events": model.max_events,
         "weights": model.state_dict(),
@@ -41,7 +41,7 @@ def load_model(folder: Path, stage: str, config: RunConfig, prepared: Prepared) 
     if not (folder / FILE).exists():
         raise DataError(f"{folder} holds no model; run: srp4ctr {stage} CONFIG")
     content = torch.load(folder / FILE, weights_only=True)
-    sizes = config.model.model_dump(exclude_defaults=True)
+    sizes = config.model.model_dump()
     if content["transforms"] != prepared.transforms.digest() or content["config"] != sizes:
         raise DataError(
             f"{folder / FILE} was made for other data, another [schema] or another [model]; "

@@ -220,10 +220,11 @@ def _missing(
             # An empty list is no key.
             there[at : at + CHUNK] &= np.array(seeding.events.exist(ids), bool) | without[some]
     absent: Users = users[~there]
-    if not len(absent):
-        return absent
-    forgotten = store.forgotten([prepared.users.ids[user].decode() for user in absent])
-    lost: Users = absent[~np.array(forgotten, bool)]
+    forgotten = np.zeros(len(absent), bool)
+    for at in range(0, len(absent), CHUNK):
+        ids = [prepared.users.ids[user].decode() for user in absent[at : at + CHUNK]]
+        forgotten[at : at + CHUNK] = store.forgotten(ids)
+    lost: Users = absent[~forgotten]
     return lost
 
 

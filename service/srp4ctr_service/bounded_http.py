@@ -63,12 +63,19 @@ class BoundedHttp(HttpToolsProtocol):
     """
 
     def __init__(
-        self, *parts: Any, arrival_s: float, max_unread: int, max_connections: int, **named: Any
+        self,
+        *parts: Any,
+        arrival_s: float,
+        max_unread: int,
+        max_connections: int,
+        spares: "set[BoundedHttp]",
+        **named: Any,
     ) -> None:
         """As uvicorn makes them, for requests that must arrive within `arrival_s` seconds of their first byte, and answers that must
         be read within as many.
 
-        Of a request that was answered before its end so many bytes more are taken, and dropped; of connections so many are open.
+        Of a request that was answered before its end so many bytes more are taken, and dropped; of connections so many are open, and
+        those of the process's that are more are among `spares`.
         """
         super().__init__(*parts, **named)
         app: Any = self.app
@@ -78,6 +85,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._arrival_s = arrival_s
         self._max_unread = max_unread
         self._max_connections = max_connections
+        self._spares = spares
         self._unread = self._piece = 0
         self._head_bytes = self._bodies = 0
         self._in_head = self._in_message = self._is_spare = False
@@ -90,9 +98,12 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
         super().connection_made(transport)
-        too_many = len(self.connections) - self._max_connections
-        self._is_spare = too_many > 0
-        if too_many > SPARE_CONNECTIONS:
+        if len(self.connections) - len(self._spares) <= self._max_connections:
+            self._quiet()
+            return
+        self._is_spare = True
+        self._spares.add(self)
+        if len(self._spares) > SPARE_CONNECTIONS:
             self._refuse_connection()
         else:
             self._quiet()
@@ -130,6 +141,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_clock()
         self._stop_waiting_for_reader()
         self._nobody_is_there()
+        self._spares.discard(self)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -164,7 +176,9 @@ class BoundedHttp(HttpToolsProtocol):
             if size > MAX_HEAD_BYTES:
                 self._refuse_head()
                 raise _EndedError
-        self._is_spare = self._is_spare and len(self.connections) > self._max_connections
+        if self._is_spare and len(self.connections) - len(self._spares) < self._max_connections:
+            self._is_spare = False
+            self._spares.discard(self)
         if self._is_spare and self.url.partition(b"?")[0] not in ABOUT_THE_PROCESS:
             self._refuse_connection()
             raise _EndedError
@@ -172,8 +186,9 @@ class BoundedHttp(HttpToolsProtocol):
             # Its answers come in order, so that there is none to give to this request now.
             self._close()
             raise _EndedError
-        self._in_head = False
+        # What is wrong with the head is found here, too.
         super().on_headers_complete()
+        self._in_head = False
         if self._is_spare:
             self.cycle.keep_alive = False
 

@@ -28,6 +28,7 @@ def server_config(app: ASGIApp | Callable[[], ASGIApp], settings: Settings, work
             # Twice what is taken of one: a client that sends all before it reads shall read why it was refused.
             max_unread=2 * settings.max_body_bytes,
             max_connections=_most_connections(settings),
+            spares=set(),
         ),
         ws="none",
         lifespan="on",

@@ -54,7 +54,10 @@ class StateReader:
         except StateForeign:
             return _missing(model, "state_foreign")
         known = self._reads.last_known(key)
-        return _missing(model, reason) if known is None else self._view(model, known, reason)
+        try:
+            return _missing(model, reason) if known is None else self._view(model, known, reason)
+        except (StateCorrupt, StateForeign):
+            return _missing(model, reason)
 
     def _view(self, model: ServedModel, kept: Kept, degraded: Degradation | None = None) -> StateView:
         if kept.value is None:

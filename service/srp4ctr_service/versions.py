@@ -132,8 +132,7 @@ class Versions:
     async def _load_ahead(self, wanted: Active) -> None:
         try:
             self._coming = await asyncio.to_thread(_open, self._settings, wanted)
-        except Srp4ctrError as error:
-            # It is told again, and tried again, when it is active.
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is told again, and tried again, when the version is active
             log.warning("version_not_loaded_ahead", version=wanted.version, reason=str(error))
             self._not_coming = wanted.version, wanted.fingerprint
         finally:

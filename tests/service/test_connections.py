@@ -109,10 +109,20 @@ def test_health_is_told_over_the_most_connections(few):
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert b"connection: close\r\n" in answer
         # Not without end: what is far over the most is refused before it asks.
-        spare = [stack.enter_context(connect(few)) for _ in range(SPARE_CONNECTIONS)]
+        for _ in range(SPARE_CONNECTIONS):
+            stack.enter_context(connect(few))
         with connect(few) as raw:
             assert b"/problems/too-many-connections" in until_closed(raw)
-        assert len(spare) == SPARE_CONNECTIONS
+
+
+@pytest.mark.parametrize("target", [b"CONNECT example.com:443", b"GET http://example.com"])
+def test_a_target_that_is_no_path_is_malformed(few, target):
+    """It gets a 400, as whatever is no request."""
+    with connect(few) as raw:
+        raw.sendall(target + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        answer = until_closed(raw)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"/problems/malformed-request" in answer
 
 
 def test_a_body_whose_chunks_are_wrong_is_told_so_at_once(few):

@@ -76,15 +76,36 @@ def test_a_read_leaves_time_for_the_model(first, store, activate, settings, star
     assert client.post("/score", json=GOOD).json()["degraded"] == []
     redis_server.pause()
     try:
-        known = client.post("/score", json=GOOD | {"deadline_ms": 1000}).json()
         unknown = client.post("/score", json=GOOD | {"user_id": "2", "deadline_ms": 1000}).json()
     finally:
         redis_server.resume()
-    # What is kept of the one is true as long as Redis says nothing.
-    assert (known["tier"], known["degraded"], known["user_state"]["status"]) == ("full", [], "fresh")
     assert (unknown["tier"], unknown["degraded"]) == ("full", ["deadline"])
     assert unknown["user_state"]["status"] == "missing"
     assert unknown["scores"] == pytest.approx(first.scores(GOOD["item_ids"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("state", ["good", "damaged"])
+def test_what_was_last_known_is_scored_where_a_deadline_ends_the_read(
+    state, first, store, activate, settings, start, redis_server, wait_until
+):
+    """What is doubted, since its connection has ended, is still better than nothing, unless it cannot be read."""
+    store.put_many("first", [("1", first.state() if state == "good" else b"nothing")])
+    activate(first)
+    client = start(settings.model_copy(update={"redis_score_timeout_ms": 20_000}))
+    before = client.post("/score", json=GOOD).json()
+    assert before["degraded"] == ([] if state == "good" else ["state_corrupt"])
+    # The service's connection for states ends, and is made again without what it had kept being read again.
+    redis_server.client().client_kill_filter(_type="normal", skipme=True)
+    wait_until(lambda: client.post("/score", json=GOOD | {"user_id": "2"}).json()["degraded"] == [])
+    redis_server.pause()
+    try:
+        answer = client.post("/score", json=GOOD | {"deadline_ms": 1000}).json()
+    finally:
+        redis_server.resume()
+    assert (answer["tier"], answer["degraded"]) == ("full", ["deadline"])
+    assert answer["user_state"]["status"] == ("stale" if state == "good" else "missing")
+    tokens = 0.5 if state == "good" else 0.0
+    assert answer["scores"] == pytest.approx(first.scores(GOOD["item_ids"], tokens=tokens), abs=1e-6)
 
 
 def test_refused_connection_is_an_outage(redis_server, never_probing):

@@ -145,7 +145,7 @@ def _number(value: Value) -> float:
         return np.nan
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return np.nan
     return number if np.isfinite(number) else np.nan
 

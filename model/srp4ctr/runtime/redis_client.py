@@ -40,15 +40,18 @@ def connect(settings: StoreSettings, url: str, retries: int = JOB_RETRIES) -> re
 
 def exist(client: redis.Redis, keys: Sequence[str]) -> list[bool]:
     """Whether each key is there: mostly all are, which one command tells; only else are they asked for one by one."""
-    if not keys:
-        return []
+    found = []
     with store_errors():
-        if client.exists(*keys) == len(keys):
-            return [True] * len(keys)
-        pipeline = client.pipeline(transaction=False)
-        for key in keys:
-            pipeline.exists(key)
-        return [bool(found) for found in pipeline.execute()]
+        for at in range(0, len(keys), SCAN):
+            some = keys[at : at + SCAN]
+            if client.exists(*some) == len(some):
+                found += [True] * len(some)
+                continue
+            pipeline = client.pipeline(transaction=False)
+            for key in some:
+                pipeline.exists(key)
+            found += map(bool, pipeline.execute())
+    return found
 
 
 def scan_pages(client: redis.Redis, pattern: str) -> Iterator[list[bytes]]:
