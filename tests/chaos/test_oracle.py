@@ -181,6 +181,19 @@ def test_a_version_may_answer_in_its_turn_only():
     assert turns.left_s("one", 90, 91) == 60
 
 
+def test_a_job_may_lose_redis_only_while_it_is_away():
+    """Until it has loaded its data; at other times a job that says so has failed."""
+    turns = Turns([Absence(5, 6), Absence(40)])
+    assert [turns.redis_was_away(since, since + 1) for since in (1, 4.5, 10, 20, 39.5, 100)] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
 def test_the_oracle_notices_other_items(tiny, oracle, answered):
     """An answer by another revision than it names is mixed, and by one that is not in use any more it is wrong."""
     right = answered(3, least=3)

@@ -65,6 +65,27 @@ class CutOff(StateStore):
         return super().put_each(version, states, seedings)
 
 
+def test_publish_goes_on_only_with_the_same_histories(tiny, store) -> None:
+    """Users who were written without their histories would never have them."""
+    seeding = seeding_of(tiny, store)
+
+    def cut_off(seeding):
+        cut = CutOff(store._client, Keys())
+        cut.batches = 1
+        with pytest.raises(StoreUnavailable):
+            publish(tiny.bundle, tiny.prepared, cut, seeding)
+
+    cut_off(None)
+    assert publish(tiny.bundle, tiny.prepared, store, seeding).resumed_at == 0
+    assert all(
+        seeding.events.exist(
+            [user for user in tiny.user_ids if tiny.prepared.event_counts()[tiny.user_ids.index(user)]]
+        )
+    )
+    cut_off(seeding)
+    assert publish(tiny.bundle, tiny.prepared, store, seeding).resumed_at > 0
+
+
 def test_publish_may_be_rerun_and_activate_waits_for_it(tiny, store) -> None:
     """A version is refused until all its states are there; publishing again leaves them as they were."""
     manifest = tiny.bundle.manifest

@@ -257,7 +257,11 @@ def test_a_history_and_its_count_go_together(shelf):
     age()
     assert shelf.seed(of(1_000, "old")) == 1
     assert shelf.left_s() == [100, 100]
-    assert shelf.seed(of(1_000, "old"), of(20_000, "new")) == 1
+    # Also a count that is made anew.
+    shelf.redis.delete(shelf.keys.sequence("u"))
+    shelf.seed(of(1_000, "old"))
+    assert shelf.left_s() == [100, 100]
+    shelf.seed(of(1_000, "old"), of(20_000, "new"))
     assert shelf.left_s() == [1000, 1000]
     age()
     assert shelf.seed(of(1_000, "old"), of(20_000, "new")) == 1
@@ -312,6 +316,21 @@ def test_forgetting_removes_dead_letters(shelf):
     assert shelf.jobs.forget("u", []) == 3
     number, letters = streams.dead_letters(10)
     assert (number, letters[0].user_id) == (1, "other")
+
+
+def test_a_damaged_key_stops_forgetting_before_anything_is_gone(shelf):
+    """It is told by its name; a user is not half forgotten, whose state would be served as one that lacks nothing."""
+    shelf.record(of(10, "a", "e-1"))
+    key = shelf.keys.stream(partition("u"))
+    shelf.redis.delete(key)
+    shelf.redis.set(key, "something else")
+    with pytest.raises(StoreError, match=re.escape(key)):
+        shelf.jobs.forget("u", [])
+    assert shelf.history() == [("a", "e-1")]
+    assert shelf.redis.exists(shelf.keys.sequence("u"))
+    shelf.redis.delete(key)
+    assert shelf.jobs.forget("u", []) == 2
+    assert shelf.history() == []
 
 
 def test_an_entry_that_cannot_be_read_stops_nobody(shelf):

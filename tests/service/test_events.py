@@ -17,7 +17,7 @@ import pytest
 
 from srp4ctr.cli import main
 from srp4ctr.contract.errors import StoreUnavailable
-from srp4ctr.contract.events import unpack_history
+from srp4ctr.contract.events import RawEvent, unpack_history
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.state import decode_state, encode_state
 from srp4ctr.contract.transforms import BEHAVIOUR
@@ -290,6 +290,42 @@ def test_workers_that_have_ended_leave_nothing_behind(world):
     assert streams.remove_ended(10) > 0
     assert streams.remove_ended(10) == 0
     assert [entry.user_id for entry in streams.claim(0, 10)] == [second]
+
+
+def test_what_a_dead_worker_left_does_not_keep_what_is_new_waiting(world):
+    """However much it was, both are taken in turns; and in the end all of it."""
+    old, new = world.run.user_ids[3:5]
+    for number in range(5):
+        world.send(world.act(old, number, f"e-{number}"))
+    dead = ActedStreams(world.redis, world.keys, "dead")
+    dead.prepare()
+    assert len(dead.read(10, None)) == 5
+    time.sleep(0.01)
+    worker = world.worker()
+    assert worker.step(1) == 1
+    world.send(world.act(new))
+    worker.step(1)
+    assert world.behind(new) == ("fresh", 0)
+    for _ in range(10):
+        worker.step(1)
+    assert dead.waiting() == 0
+
+
+def test_a_feature_that_another_version_wrote_in_another_type_is_read(world):
+    """A history is of no version: numbers in texts are numbers, and what is none is missing."""
+    encoder = HistoryEncoder(world.run.bundle)
+
+    def arrays(**features):
+        event = RawEvent(1_700_000_000_000, "e", world.run.item_ids[1], {"event_type": "click"} | features)
+        (one,) = encoder.encode([History("u", 0, 0, [event], {})])
+        return one.state.arrays
+
+    known, missing = arrays(dwell_seconds=12.5), arrays()
+    assert_equal_arrays(arrays(dwell_seconds="12.5"), known)
+    with pytest.raises(AssertionError):
+        assert_equal_arrays(known, missing)
+    for value in ("soon", "nan", "inf", 10**400, True):
+        assert_equal_arrays(arrays(dwell_seconds=value), missing)
 
 
 def test_what_cannot_be_processed_is_put_aside(world):
