@@ -52,7 +52,7 @@ def test_metrics_reflect_requests(api):
     assert found["srp4ctr_candidates_sum"] == 12
     assert found["srp4ctr_candidates_count"] == 4
     assert found["srp4ctr_unknown_items_total"] == 4
-    assert found['srp4ctr_user_states_total{status="cold"}'] == 3
+    assert found['srp4ctr_user_states_total{status="cold"}'] == 4
     assert found['srp4ctr_answers_total{tier="full"}'] == 3
     assert found['srp4ctr_answers_total{tier="prior"}'] == 1
     assert found['srp4ctr_degraded_total{reason="deadline"}'] == 1

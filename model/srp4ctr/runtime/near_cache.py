@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Value = bytes | None
-ENTRIES, KEEP_S = 5000, 300.0
+ENTRIES, KEEP_S = 5000, 300
 """What a service keeps by default: user states, and each for so many seconds."""
 
 
