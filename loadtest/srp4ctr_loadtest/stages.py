@@ -62,8 +62,9 @@ TRIED = """\
   keeps true reads nothing, and keeps states decoded (0008).
 - *Rows*: 500 ids in ten million take 900 us by binary search and 77 us by a hash table of whole arrays (0008); ids asked for lately are kept beside it.
 - *Model*: item vectors and the first queries computed when the bundle is made, user and context once a request, no dimension of users:
-  .61 to .42 ms at 100 candidates; feed-forward layers and a tower that are no wider than they are worth: .38 to .22 (0015). Static int8 gained a fifth of the wide network or nothing, and costs the narrow one up to a third, ONNX's Attention operator, block-diagonal keys, a folded first layer of the
-  tower and item vectors in float16 nothing (decision 0009, [scorer-variants.md](scorer-variants.md)).
+  .61 to .42 ms at 100 candidates; feed-forward layers and a tower that are no wider than they are worth: .38 to .22 (0015). Static int8
+  makes the narrow network slower; ONNX's Attention operator, block-diagonal keys, a folded first layer of the tower and item vectors in float16
+  gained nothing (decision 0009, [scorer-variants.md](scorer-variants.md)).
 - *Answer*: orjson writes numpy's arrays, without a Python object for each candidate.
 - *Metrics, HTTP, event loop*: the model runs in the event loop, for a thread cost up to .5 ms a request; `POST /score` does not pass through the framework
   (0008). Metrics are noted, and counted 256 at a time: between two runs of the model their code costs four times what it costs in a row.
