@@ -39,7 +39,8 @@ return 1
 
 # That it is published, unless its states are being removed, or have been since its progress, KEYS[4], was noted last.
 MARK_PUBLISHED = """
-if redis.call('HGET', KEYS[3], 'completed_at_ms') == ARGV[#ARGV] then return 1 end
+local marked = redis.call('HMGET', KEYS[3], 'fingerprint', 'completed_at_ms')
+if marked[1] == ARGV[4] and marked[2] == ARGV[#ARGV] then return 1 end
 if redis.call('EXISTS', KEYS[1]) == 1 or (ARGV[2] == '1' and redis.call('EXISTS', KEYS[4]) == 0) then return 0 end
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('HSET', KEYS[3], unpack(ARGV, 3))
