@@ -30,7 +30,8 @@ from srp4ctr.runtime.event_store import EventStore
 from srp4ctr.runtime.history_encoder import HistoryEncoder
 from srp4ctr.runtime.redis_client import connect
 from srp4ctr.runtime.settings import StoreSettings, read_settings
-from srp4ctr.runtime.state_store import Progress, StateStore
+from srp4ctr.runtime.state_store import StateStore
+from srp4ctr.runtime.version_records import Progress
 from srp4ctr_offline.encode import Batch, UserEncoder, Users
 from srp4ctr_offline.histories import RawHistories
 from srp4ctr_offline.prepared import Prepared

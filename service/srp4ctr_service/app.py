@@ -8,12 +8,12 @@ from starlette.types import Lifespan
 
 from srp4ctr import __version__
 from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.async_state_store import AsyncStateStore
 from srp4ctr.runtime.event_store import AsyncEventStore
 from srp4ctr.runtime.feedback_store import AsyncFeedbackStore
 from srp4ctr.runtime.near_cache import NearCache
 from srp4ctr.runtime.redis_client import connect_async, read_pool
 from srp4ctr.runtime.state_reads import Limits, StateReads
-from srp4ctr.runtime.state_store import AsyncStateStore
 from srp4ctr_service import problems, routes
 from srp4ctr_service.compute import Compute
 from srp4ctr_service.door import Door

@@ -88,7 +88,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._spares = spares
         self._unread = self._piece = 0
         self._head_bytes = self._bodies = 0
-        self._in_head = self._in_message = self._is_spare = False
+        self._in_head = self._in_message = False
         self._quiet_since = -math.inf
         self._clock: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
@@ -101,7 +101,6 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.connections) - len(self._spares) <= self._max_connections:
             self._quiet()
             return
-        self._is_spare = True
         self._spares.add(self)
         if len(self._spares) > SPARE_CONNECTIONS:
             self._refuse_connection()
@@ -110,7 +109,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        if self._between and not self._is_spare and self._taken(data):
+        if self._between and self not in self._spares and self._taken(data):
             return
         self._piece, self._bodies = len(data), 0
         super().data_received(data)
@@ -176,10 +175,9 @@ class BoundedHttp(HttpToolsProtocol):
             if size > MAX_HEAD_BYTES:
                 self._refuse_head()
                 raise _EndedError
-        if self._is_spare and len(self.connections) - len(self._spares) < self._max_connections:
-            self._is_spare = False
+        if self in self._spares and len(self.connections) - len(self._spares) < self._max_connections:
             self._spares.discard(self)
-        if self._is_spare and self.url.partition(b"?")[0] not in ABOUT_THE_PROCESS:
+        if self in self._spares and self.url.partition(b"?")[0] not in ABOUT_THE_PROCESS:
             self._refuse_connection()
             raise _EndedError
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -189,7 +187,7 @@ class BoundedHttp(HttpToolsProtocol):
         # What is wrong with the head is found here, too.
         super().on_headers_complete()
         self._in_head = False
-        if self._is_spare:
+        if self in self._spares:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:

@@ -15,7 +15,8 @@ from srp4ctr.runtime.acted import ActedStreams
 from srp4ctr.runtime.bundle import Bundle, open_revision
 from srp4ctr.runtime.local_redis import LocalRedis, find_server
 from srp4ctr.runtime.redis_client import connect, shown, store_errors
-from srp4ctr.runtime.state_store import Active, StateStore
+from srp4ctr.runtime.state_store import StateStore
+from srp4ctr.runtime.version_records import Active
 from srp4ctr_service.settings import Settings
 
 SERVICE_LIMIT_S = 2.0

@@ -5,7 +5,7 @@ from typing import Self
 
 from starlette.requests import Request
 
-from srp4ctr.runtime.state_store import AsyncStateStore
+from srp4ctr.runtime.async_state_store import AsyncStateStore
 from srp4ctr_service.events import Events
 from srp4ctr_service.monitored import Monitored
 from srp4ctr_service.scoring import Scoring

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from srp4ctr.contract.errors import BundleError, NoActiveModel, Srp4ctrError, StoreError, StoreUnavailable
 from srp4ctr.contract.schema import FeatureSchema
 from srp4ctr.contract.transforms import SCHEMA
+from srp4ctr.runtime.async_state_store import AsyncStateStore
 from srp4ctr.runtime.bundle import open_revision
-from srp4ctr.runtime.state_store import Active, AsyncStateStore
+from srp4ctr.runtime.version_records import Active
 from srp4ctr_service.background import every
 from srp4ctr_service.model import ServedModel
 from srp4ctr_service.settings import Settings

@@ -14,7 +14,8 @@ from srp4ctr.runtime.event_store import AsyncEventStore, EventStore, History
 from srp4ctr.runtime.history_encoder import HistoryEncoder, write_states
 from srp4ctr.runtime.redis_client import connect_async
 from srp4ctr.runtime.settings import StoreSettings
-from srp4ctr.runtime.state_store import Progress, StateStore
+from srp4ctr.runtime.state_store import StateStore
+from srp4ctr.runtime.version_records import Progress
 from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.aftermath import examine, snapshot
 from srp4ctr_loadtest.chaos.catalogues import Catalogues

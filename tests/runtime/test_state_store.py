@@ -8,9 +8,10 @@ import pytest
 
 from srp4ctr.contract.errors import ConfigError, StoreError, StoreUnavailable, VersionIncomplete
 from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.async_state_store import AsyncStateStore
 from srp4ctr.runtime.redis_client import connect, connect_async
 from srp4ctr.runtime.settings import StoreSettings, read_settings
-from srp4ctr.runtime.state_store import ANNOUNCED_S, AsyncStateStore, StateStore
+from srp4ctr.runtime.state_store import ANNOUNCED_S, StateStore
 
 SETTINGS = StoreSettings(redis_read_timeout_ms=200)
 KEYS = Keys("test")

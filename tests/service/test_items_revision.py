@@ -15,8 +15,9 @@ import pytest
 from srp4ctr.cli import main
 from srp4ctr.contract.errors import NoActiveModel, StoreUnavailable
 from srp4ctr.contract.keys import Keys
+from srp4ctr.runtime.async_state_store import AsyncStateStore
 from srp4ctr.runtime.redis_client import connect, connect_async
-from srp4ctr.runtime.state_store import AsyncStateStore, StateStore
+from srp4ctr.runtime.state_store import StateStore
 from srp4ctr_offline.publish import publish
 from srp4ctr_service.telemetry import Telemetry
 from srp4ctr_service.versions import Versions

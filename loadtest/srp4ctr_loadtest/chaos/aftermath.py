@@ -11,7 +11,8 @@ from srp4ctr.contract.errors import ServiceNotReady, StateError, StoreError
 from srp4ctr.contract.events import RawEvent, unpack_history
 from srp4ctr.runtime.acted import ActedStreams
 from srp4ctr.runtime.event_store import Counted
-from srp4ctr.runtime.state_store import Active, StateStore
+from srp4ctr.runtime.state_store import StateStore
+from srp4ctr.runtime.version_records import Active
 from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.oracle import Model, Oracle, Snapshot
 from srp4ctr_loadtest.chaos.place import Place

@@ -10,9 +10,9 @@ from srp4ctr.contract.errors import StoreError
 from srp4ctr.contract.events import RawEvent, Retention, pack_event, unpack_history
 from srp4ctr.contract.keys import Keys, partition
 from srp4ctr.contract.state import SEQUENCE_AT
+from srp4ctr.runtime.async_state_store import within
 from srp4ctr.runtime.event_scripts import FORGET, RECORD, SEED
 from srp4ctr.runtime.redis_client import exist, scan_pages, store_errors
-from srp4ctr.runtime.state_store import within
 
 FORGOTTEN_S = 7 * 86_400
 """How long it is known that a user was forgotten: longer than any publish takes, since what runs meanwhile must not bring the

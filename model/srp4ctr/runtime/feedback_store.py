@@ -14,9 +14,9 @@ import redis.asyncio
 from numpy.typing import NDArray
 
 from srp4ctr.contract.keys import PARTITIONS, Keys, partition
+from srp4ctr.runtime.async_state_store import within
 from srp4ctr.runtime.feedback_scripts import ADD_ANSWER, ADD_SHOWN, TAKE
 from srp4ctr.runtime.redis_client import store_errors
-from srp4ctr.runtime.state_store import within
 
 KEPT_S = 86_400
 """A stream to which nothing has been added for so long goes."""

@@ -39,13 +39,14 @@ def connect(settings: StoreSettings, url: str, retries: int = JOB_RETRIES) -> re
 
 
 def exist(client: redis.Redis, keys: Sequence[str]) -> list[bool]:
-    """Whether each key is there: mostly all are, which one command tells; only else are they asked for one by one."""
+    """Whether each key is there: mostly all are or none is, which one command tells; only else are they asked for one by one."""
     found = []
     with store_errors():
         for at in range(0, len(keys), SCAN):
             some = keys[at : at + SCAN]
-            if client.exists(*some) == len(some):
-                found += [True] * len(some)
+            there = client.exists(*some)
+            if there in (0, len(some)):
+                found += [bool(there)] * len(some)
                 continue
             pipeline = client.pipeline(transaction=False)
             for key in some:

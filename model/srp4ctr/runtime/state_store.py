@@ -1,25 +1,32 @@
-"""User states and the active version in Redis: a synchronous store for the jobs, an asynchronous one for the service.
+"""User states and the active version in Redis, as the jobs and the refresher need them.
 
-Both raise StoreUnavailable when Redis does not answer within its limits, and StoreError when the pointer to the
+Raises StoreUnavailable when Redis does not answer within its limits, and StoreError when the pointer to the
 active version is no such thing. State bytes pass through as they are; what they mean is the state codec's business.
 """
 
-import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import redis
-import redis.asyncio
 
 from srp4ctr.contract.errors import StoreError, StoreUnavailable, VersionIncomplete
 from srp4ctr.contract.keys import Keys
 from srp4ctr.contract.state import SEQUENCE_AT
 from srp4ctr.runtime.event_scripts import WRITE_STATE
 from srp4ctr.runtime.redis_client import exist, scan_pages, store_errors
+from srp4ctr.runtime.version_records import (
+    Active,
+    Progress,
+    Published,
+    active_of,
+    fields_of,
+    name_of,
+    texts_of,
+)
 from srp4ctr.runtime.version_scripts import (
     ACTIVATE,
     FOLLOW_ITEMS,
@@ -29,8 +36,6 @@ from srp4ctr.runtime.version_scripts import (
     TAKE_BACK,
 )
 
-TICKS = 25
-"""In so many steps the limit of an asynchronous read passes."""
 WRITTEN, NEWER, FORGOTTEN, CHANGED = 1, 0, -1, -2
 """What became of a state: written, not written since there is a newer one, since its user was forgotten, or since a snapshot has
 changed the history that it is made of."""
@@ -39,36 +44,6 @@ ANNOUNCED_S = 600
 
 REMOVING_S = 60
 """How long a version cannot be published after whoever removes it has last said so: a command that was killed says nothing more."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Active:
-    """The version that services score with, and the one before it."""
-
-    version: str
-    fingerprint: str
-    previous: str | None
-    activated_at_ms: int
-
-
-@dataclass(frozen=True)
-class Published:
-    """A version all of whose states are in Redis."""
-
-    fingerprint: str
-    users: int
-    completed_at_ms: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How many users' states of a version have been written, by which model and from which prepared data."""
-
-    fingerprint: str
-    data: str
-    users: int
 
 
 class StateStore:
@@ -123,12 +98,8 @@ class StateStore:
         return exist(self._client, [self._keys.state(version, user_id) for user_id in user_ids])
 
     def forgotten(self, user_ids: Sequence[str]) -> list[bool]:
-        """Whether each user was forgotten a short while ago, in one pipeline."""
-        pipeline = self._client.pipeline(transaction=False)
-        for user_id in user_ids:
-            pipeline.exists(self._keys.forgotten(user_id))
-        with store_errors():
-            return [bool(found) for found in pipeline.execute()]
+        """Whether each user was forgotten a short while ago."""
+        return exist(self._client, [self._keys.forgotten(user_id) for user_id in user_ids])
 
     def latency_s(self) -> float:
         """Seconds that Redis needs for a PING."""
@@ -149,14 +120,14 @@ class StateStore:
         """Note how far the version's states are written, after they are; StoreError where they are being removed."""
         keys = self._keys.removing(version), self._keys.versions(), self._keys.publishing(version)
         with store_errors():
-            noted = self._client.eval(NOTE_PROGRESS, 3, *keys, version, *_fields(asdict(progress)))
+            noted = self._client.eval(NOTE_PROGRESS, 3, *keys, version, *fields_of(asdict(progress)))
         if not noted:
             raise _removing(version)
 
     def progress(self, version: str) -> Progress | None:
         """What `note_progress` noted; None where nothing was begun, or all is done."""
         with store_errors():
-            found = _texts(self._client.hgetall(self._keys.publishing(version)))
+            found = texts_of(self._client.hgetall(self._keys.publishing(version)))
         return Progress(found["fingerprint"], found["data"], int(found["users"])) if found else None
 
     def mark_published(
@@ -171,7 +142,7 @@ class StateStore:
         keys = *beside, self._keys.published(version), self._keys.publishing(version)
         with store_errors():
             marked = self._client.eval(
-                MARK_PUBLISHED, 4, *keys, version, int(after_progress), *_fields(fields)
+                MARK_PUBLISHED, 4, *keys, version, int(after_progress), *fields_of(fields)
             )
         if not marked:
             raise _removing(version)
@@ -179,7 +150,7 @@ class StateStore:
     def published(self, version: str) -> Published | None:
         """What `mark_published` declared of the version."""
         with store_errors():
-            found = _texts(self._client.hgetall(self._keys.published(version)))
+            found = texts_of(self._client.hgetall(self._keys.published(version)))
         if not found:
             return None
         return Published(found["fingerprint"], int(found["users"]), int(found["completed_at_ms"]))
@@ -225,7 +196,7 @@ class StateStore:
         """The revision of the version's item table that services take; None for the bundle's own."""
         with store_errors():
             found: Any = self._client.get(self._keys.items(version))
-        return _name(found)
+        return name_of(found)
 
     def follow_items_revision(self, version: str, before: str | None, revision: str) -> None:
         """Have services take that revision if they take `before` until now, None for the bundle's own; else raises StoreError."""
@@ -286,7 +257,7 @@ class StateStore:
     def active(self) -> Active | None:
         """The active version; None before the first activation."""
         with store_errors():
-            return _active(self._client.hgetall(self._keys.active()))
+            return active_of(self._client.hgetall(self._keys.active()))
 
     def versions(self) -> list[str]:
         """All versions of which something has been published, or begun to be, by name."""
@@ -347,90 +318,11 @@ class StateStore:
             self._client.srem(self._keys.versions(), version)
 
 
-class AsyncStateStore:
-    """What the service reads from Redis; each call has the caller's limit, in seconds."""
-
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
-        self._client = client
-        self._keys = keys
-
-    async def active(self, limit_s: float) -> Active | None:
-        """The active version; None before the first activation."""
-        with store_errors():
-            return _active(await within(limit_s, self._client.hgetall(self._keys.active())))
-
-    async def upcoming(self, limit_s: float) -> tuple[str, str] | None:
-        """The version that is about to be active, and its fingerprint."""
-        with store_errors():
-            asked: Any = self._client.get(self._keys.upcoming())
-            version = _name(await within(limit_s, asked))
-            if version is None:
-                return None
-            asked = self._client.hget(self._keys.published(version), "fingerprint")
-            fingerprint = _name(await within(limit_s, asked))
-        return None if fingerprint is None else (version, fingerprint)
-
-    async def items_revision(self, version: str, limit_s: float) -> str | None:
-        """The revision of the version's item table to take; None for the bundle's own."""
-        with store_errors():
-            found: Any = await within(limit_s, self._client.get(self._keys.items(version)))
-        return _name(found)
-
-    async def ping(self, limit_s: float) -> None:
-        """Return when Redis answers."""
-        with store_errors():
-            await within(limit_s, self._client.ping())
-
-
-async def within(limit_s: float, work: Awaitable[T]) -> T:
-    """What the work gives; TimeoutError where Redis takes longer than `limit_s`.
-
-    The limit is for Redis and not for this process: however long a busy event loop lets a tick last, it counts as one
-    only, and the loop takes in what has arrived before it counts the next.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        for _ in range(TICKS):
-            await asyncio.wait((task,), timeout=limit_s / TICKS)
-            if task.done():
-                return task.result()
-    finally:
-        if not task.done():
-            task.cancel()
-            # By then its connection is closed, so that nobody else gets the late answer.
-            await asyncio.gather(task, return_exceptions=True)
-    raise TimeoutError(f"no answer within {1000 * limit_s:g} ms")
-
-
-def _active(found: dict[Any, Any]) -> Active | None:
-    if not found:
-        return None
-    try:
-        fields = _texts(found)
-        previous = fields["previous"] or None
-        return Active(fields["version"], fields["fingerprint"], previous, int(fields["activated_at_ms"]))
-    except (KeyError, ValueError) as error:
-        raise StoreError(f"Redis holds no usable active version: {error!r}; run: srp4ctr activate") from error
-
-
-def _name(found: bytes | None) -> str | None:
-    # What is no text is no name either, and is refused as such.
-    return None if found is None else found.decode(errors="replace")
-
-
-def _fields(fields: Mapping[str, object]) -> list[str]:
-    return [str(part) for pair in fields.items() for part in pair]
-
-
 def _removing(version: str) -> StoreError:
     return StoreError(
         f"srp4ctr versions --prune removes the states of {version}; publish it again when that is done, or in {REMOVING_S} s "
         "where it was cut off"
     )
-
-
-def _texts(found: dict[Any, Any]) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in found.items()}
 
 
 def _now_ms() -> int:

@@ -90,6 +90,19 @@ def chosen(plan: StudyPlan, only: Sequence[str]) -> list[Cell]:
     ]
 
 
+def add_options(parser: argparse.ArgumentParser, jobs: int) -> None:
+    """Where a plan's cells and their report are, and how many are trained at a time."""
+    parser.add_argument("--results", type=Path, help="folder (default: study below SRP4CTR_VAR_DIR, or var)")
+    parser.add_argument("--report", type=Path, default=Path("docs/benchmarks"), help="folder (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=jobs, help="cells at a time (%(default)s)")
+    parser.add_argument("--no-training", action="store_true", help="report what is there")
+
+
+def results_of(arguments: argparse.Namespace) -> Results:
+    """The folder that the options name."""
+    return Results(arguments.results or read_settings(StoreSettings).var_dir / "study")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run or continue a study."""
     parser = argparse.ArgumentParser(
@@ -99,14 +112,11 @@ def main(argv: Sequence[str]) -> int:
         "report: quality.json, quality.md, quality.html.",
     )
     parser.add_argument("plan", type=Path, nargs="?", default=Path("configs/study.toml"))
-    parser.add_argument("--results", type=Path, help="folder (default: study below SRP4CTR_VAR_DIR, or var)")
-    parser.add_argument("--report", type=Path, default=Path("docs/benchmarks"), help="folder (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time (%(default)s)")
+    add_options(parser, jobs=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="*", default=[], metavar="PROTOCOL[.MODEL]", help="these cells alone")
-    parser.add_argument("--no-training", action="store_true", help="report what is there")
     arguments = parser.parse_args(argv)
     plan = load_plan(arguments.plan)
-    results = Results(arguments.results or read_settings(StoreSettings).var_dir / "study")
+    results = results_of(arguments)
     failed = 0
     if not arguments.no_training:
         failed = train_missing(arguments.plan, chosen(plan, arguments.only), results, arguments.jobs)

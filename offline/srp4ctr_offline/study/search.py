@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.study.entries import cpu_minutes
 from srp4ctr_offline.study.markdown import minutes_text, number, table
 from srp4ctr_offline.study.measured import Record
 from srp4ctr_offline.study.plan import Cell, StudyPlan, load_plan
-from srp4ctr_offline.study.results import Results
-from srp4ctr_offline.study.run import train_missing
+from srp4ctr_offline.study.run import add_options, results_of, train_missing
 
 NAME = "din-search"
 Trial = dict[str, Any]
@@ -87,13 +85,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("plan", type=Path, nargs="?", default=Path("configs/din-search.toml"))
     parser.add_argument("--study", type=Path, default=Path("configs/study.toml"), help="(%(default)s)")
-    parser.add_argument("--results", type=Path, help="folder (default: study below SRP4CTR_VAR_DIR, or var)")
-    parser.add_argument("--report", type=Path, default=Path("docs/benchmarks"), help="folder (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="trials at a time (%(default)s)")
-    parser.add_argument("--no-training", action="store_true", help="report what is there")
+    add_options(parser, jobs=1)
     arguments = parser.parse_args(argv)
     plan = load_plan(arguments.plan)
-    results = Results(arguments.results or read_settings(StoreSettings).var_dir / "study")
+    results = results_of(arguments)
     failed = 0
     if not arguments.no_training:
         failed = train_missing(arguments.plan, list(plan.cells()), results, arguments.jobs)
