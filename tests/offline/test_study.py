@@ -268,9 +268,25 @@ def test_what_was_trained_elsewhere_stays_in_the_report(study, copied) -> None:
             assert kept[name] == written[name], name
     added = set(kept["quality.md"].decode().splitlines()) - set(written["quality.md"].decode().splitlines())
     assert added == {
-        "Written before, from cells that were not at hand when the rest was written:",
+        "Written before, and left as it was when the rest was written:",
         "- tiny-ml-1m, of which din would be trained otherwise now",
     }
+
+
+def test_only_the_protocols_asked_for_are_renewed(copied, tiny) -> None:
+    """Another protocol's part stays as it was written although its cells are here; a name that the plan lacks is refused."""
+    copied.plan.write_text(copied.plan.read_text() + BEAUTY.format(config=tiny.config_path))
+    path = Results(copied.results).path
+    path.write_text("\n".join(copied.lines[:1]) + "\n")
+    before = copied.files()["quality/tiny-ml-1m.json"]
+    assert copied.run("--no-training", "--only", "tiny-beauty-next") == 0
+    text = (copied.report / "quality.md").read_text()
+    assert "- tiny-ml-1m\n" in text
+    assert copied.files()["quality/tiny-ml-1m.json"] == before
+    assert copied.run("--no-training", "--only", "tiny-ml-1m.tokens") == 0
+    assert copied.files()["quality/tiny-ml-1m.json"] != before
+    with pytest.raises(ConfigError, match=r"--only: the plan has no tiny-ml-1m\.tokes; .*tiny-beauty-next"):
+        copied.run("--no-training", "--only", "tiny-ml-1m.tokes")
 
 
 def test_costs_add_up(study) -> None:

@@ -1,12 +1,12 @@
 """The study's report: `quality.json` for programs, `quality.md` and `quality.html` for people.
 
-It reads the plan, the results, and what it wrote before of protocols that have no results here; it is the same, byte by byte,
-of the same results.
+It reads the plan, the results, and what it wrote before of protocols that it is not to renew or that have no results here; it is the
+same, byte by byte, of the same results.
 """
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from srp4ctr.runtime.metrics import DRAWS
@@ -41,19 +41,27 @@ NAME = "quality"
 TITLE = "Quality study"
 
 
-def write_report(plan: StudyPlan, results: Results, folder: Path) -> Path:
+def write_report(
+    plan: StudyPlan, results: Results, folder: Path, renewed: Collection[str] | None = None
+) -> Path:
     """Write `quality.json`, `.md`, `.html`, and in `quality/` pictures and each protocol's part; gives the HTML's path.
 
-    Of protocols without a finished cell in `results` stays what `quality/` has of them.
+    Of protocols that are not in `renewed` (default: all are), or have no finished cell in `results`, stays what `quality/` has of
+    them.
     """
     kept = folder / NAME
     kept.mkdir(parents=True, exist_ok=True)
     measured = load_measured(plan, results)
     parts: list[Part] = []
+    stayed: set[str] = set()
     has_headline = False
     for one in measured:
-        part = load_part(kept, one.protocol) if not one.records else None
-        if one.records:
+        part = None
+        if not one.records or (renewed is not None and one.protocol not in renewed):
+            part = load_part(kept, one.protocol)
+        if part is not None:
+            stayed.add(one.protocol)
+        elif one.records:
             for old in kept.glob(f"{one.protocol}-*.png"):
                 old.unlink()
             leads = not has_headline and one.compared is not None and one.reference in one.records
@@ -76,7 +84,8 @@ def write_report(plan: StudyPlan, results: Results, folder: Path) -> Path:
         )
     ]
     summary = next((part.summary for part in parts if part.summary), [])
-    text = "\n\n".join([f"# {TITLE}", *summary, *_opening(measured, there, plan), *_aims(aims), *body]) + "\n"
+    opening = _opening(measured, there, stayed, plan)
+    text = "\n\n".join([f"# {TITLE}", *summary, *opening, *_aims(aims), *body]) + "\n"
     (folder / f"{NAME}.md").write_text(text)
     page = folder / f"{NAME}.html"
     page.write_text(render_page(text, folder, TITLE))
@@ -121,7 +130,9 @@ def _part(one: Measured, results: Results, plots: Path, leads: bool) -> Part:
     )
 
 
-def _opening(measured: list[Measured], parts: Mapping[str, Part], plan: StudyPlan) -> list[str]:
+def _opening(
+    measured: list[Measured], parts: Mapping[str, Part], stayed: Collection[str], plan: StudyPlan
+) -> list[str]:
     """What was measured and how, and what is missing."""
     blocks = [
         "## What was measured, and how",
@@ -159,7 +170,7 @@ def _opening(measured: list[Measured], parts: Mapping[str, Part], plan: StudyPla
             ]
         ),
         *_commits(list(parts.values())),
-        *_kept(measured, parts),
+        *_kept([one for one in measured if one.protocol in stayed], parts),
     ]
     missing = [
         line
@@ -193,15 +204,12 @@ def _kept(measured: list[Measured], parts: Mapping[str, Part]) -> list[str]:
     """Protocols that stand as they were written before, and what of their plan has changed since."""
     lines = []
     for one in measured:
-        if not one.records and one.protocol in parts:
-            changed = parts[one.protocol].changed(one)
-            lines.append(
-                one.protocol
-                + (f", of which {', '.join(changed)} would be trained otherwise now" if changed else "")
-            )
-    if not lines:
-        return []
-    return ["Written before, from cells that were not at hand when the rest was written:", bullets(lines)]
+        changed = parts[one.protocol].changed(one)
+        lines.append(
+            one.protocol
+            + (f", of which {', '.join(changed)} would be trained otherwise now" if changed else "")
+        )
+    return ["Written before, and left as it was when the rest was written:", bullets(lines)] if lines else []
 
 
 def _missing(one: Measured) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from srp4ctr.contract.errors import ConfigError, Srp4ctrError
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.measured import prepared_of
@@ -82,11 +83,17 @@ def _log(results: Results, cell: Cell, condition: str | None) -> Path:
 
 
 def chosen(plan: StudyPlan, only: Sequence[str]) -> list[Cell]:
-    """The plan's cells, or those whose `protocol.model` begins with one of `only`."""
+    """The plan's cells, or those whose protocol or `protocol.model` is one of `only`; ConfigError for a name that the plan lacks."""
+    cells = list(plan.cells())
+    known = {name for cell in cells for name in (cell.protocol, f"{cell.protocol}.{cell.model}")}
+    unknown = sorted(set(only) - known)
+    if unknown:
+        raise ConfigError(
+            f"--only: the plan has no {', '.join(unknown)}; name a protocol ({', '.join(plan.protocols)}) or "
+            "protocol.model"
+        )
     return [
-        cell
-        for cell in plan.cells()
-        if not only or any(f"{cell.protocol}.{cell.model}.".startswith(f"{name}.") for name in only)
+        cell for cell in cells if not only or {cell.protocol, f"{cell.protocol}.{cell.model}"} & set(only)
     ]
 
 
@@ -113,16 +120,27 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("plan", type=Path, nargs="?", default=Path("configs/study.toml"))
     add_options(parser, jobs=os.cpu_count() or 1)
-    parser.add_argument("--only", nargs="*", default=[], metavar="PROTOCOL[.MODEL]", help="these cells alone")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=[],
+        metavar="PROTOCOL[.MODEL]",
+        help="these alone, cells and parts of the report",
+    )
     arguments = parser.parse_args(argv)
     plan = load_plan(arguments.plan)
+    cells = chosen(plan, arguments.only)
     results = results_of(arguments)
     failed = 0
     if not arguments.no_training:
-        failed = train_missing(arguments.plan, chosen(plan, arguments.only), results, arguments.jobs)
-    print(f"report written to {write_report(plan, results, arguments.report)}")
+        failed = train_missing(arguments.plan, cells, results, arguments.jobs)
+    page = write_report(plan, results, arguments.report, {cell.protocol for cell in cells})
+    print(f"report written to {page}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Srp4ctrError as error:
+        sys.exit(f"study: {error}")
