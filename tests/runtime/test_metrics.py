@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from srp4ctr.runtime.metrics import auc, calibration_curve, evaluate_rows
+from srp4ctr.runtime.metrics import (
+    auc,
+    calibration_curve,
+    calibration_error_by_chance,
+    evaluate_rows,
+    expected_calibration_error,
+)
 
 
 def sample(seed: int, rows: int = 400, users: int = 30):
@@ -84,3 +90,14 @@ def test_calibration_curve_counts_every_row() -> None:
     curve = calibration_curve(label, probability)
     assert curve[:, 2].sum() == len(label)
     assert np.isfinite(curve).all()
+
+
+def test_right_probabilities_have_an_error_by_chance() -> None:
+    """It is the mean ECE of labels that are drawn by the probabilities themselves."""
+    generator = np.random.default_rng(0)
+    probability = generator.beta(2, 2, 5_000)
+    drawn = [
+        expected_calibration_error((generator.random(5_000) < probability).astype(np.int8), probability)
+        for _ in range(300)
+    ]
+    assert calibration_error_by_chance(probability) == pytest.approx(np.mean(drawn), rel=0.05)

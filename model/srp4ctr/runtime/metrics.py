@@ -118,6 +118,16 @@ def expected_calibration_error(label: Labels, probability: Floats) -> float:
     return _gap(label, probability, _bins(probability), np.ones(len(label)))
 
 
+def calibration_error_by_chance(probability: Floats) -> float:
+    """ECE that these probabilities have on average where they are right and rows independent: a bin's clicks vary about their mean.
+
+    The mean absolute value of a normal variable of the bin's variance, which differs from the binomial's by little in bins of many
+    rows.
+    """
+    variance = np.bincount(_bins(probability), probability * (1 - probability), BINS)
+    return float(np.sqrt(2 / np.pi * variance).sum() / len(probability))
+
+
 def calibration_curve(label: Labels, probability: Floats) -> Floats:
     """[bins, 3] of the bins with rows: mean prediction, click rate, rows."""
     bin_of = _bins(probability)

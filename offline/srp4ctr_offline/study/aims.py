@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
-from srp4ctr.runtime.metrics import Quality
+import numpy as np
+
+from srp4ctr.runtime.metrics import Quality, calibration_error_by_chance
 from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, Difference
 from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import number, seeds_text, table, with_interval
@@ -84,8 +86,11 @@ def _state_costs(name: str, found: Mapping[str, tuple[Paired, Quality]]) -> list
 def _calibration(measured: Measured) -> Aim:
     assert measured.compared is not None
     ece = measured.compared.spread(measured.reference)["ece"].mean
+    seeds = measured.compared.probabilities[measured.reference].values()
+    chance = np.mean([calibration_error_by_chance(probability) for probability in seeds])
     aim = f"ECE of {measured.reference} at most {number(ECE, 2)}, mean of single seeds"
-    return aim, number(ece), _word(ece <= ECE, ece)
+    text = f"{number(ece)}; perfect calibration would have {number(float(chance))} on these rows, by chance"
+    return aim, text, _word(ece <= ECE, ece)
 
 
 def _cold_lift(measured: Measured, found: Mapping[str, tuple[Paired, Quality]]) -> Aim:
