@@ -103,6 +103,33 @@ def test_what_is_about_to_be_active_is_loaded_before(
     assert opened == ["second"]
 
 
+def test_the_pointer_is_followed_while_another_version_loads_ahead(
+    second, twin, store, activate, api, wait_until, monkeypatch
+):
+    """However long an announced bundle takes to read, a version that is activated meanwhile is taken up."""
+    reading, may_end = threading.Event(), threading.Event()
+    load = ServedModel.load
+
+    def slow(folder, threads):
+        if folder.name == "twin":
+            reading.set()
+            assert may_end.wait(30)
+        return load(folder, threads)
+
+    monkeypatch.setattr(ServedModel, "load", slow)
+    store.mark_published("twin", twin.bundle.manifest.fingerprint, 0)
+    store.announce("twin")
+    assert reading.wait(30)
+    try:
+        activate(second)
+        wait_until(lambda: api.post("/score", json=GOOD).json()["model_version"] == "second")
+    finally:
+        may_end.set()
+    activate(twin)
+    store.announce(None)
+    wait_until(lambda: api.post("/score", json=GOOD).json()["model_version"] == "twin")
+
+
 def test_version_of_the_same_model_is_followed(first, twin, store, activate, api, wait_until):
     """A version that shares its fingerprint with the one in place is taken up, with states of its own."""
     assert twin.bundle.manifest.fingerprint == first.bundle.manifest.fingerprint
