@@ -28,12 +28,17 @@ from srp4ctr_offline.training import History, Trainer, autocast, tensors, write_
 
 
 def finetune(
-    config: RunConfig, prepared: Prepared, model: CtrModel, teacher: CtrModel | None = None
+    config: RunConfig,
+    prepared: Prepared,
+    model: CtrModel,
+    teacher: CtrModel | None = None,
+    *,
+    pretrained: bool = True,
 ) -> History:
     """Train `model` in place on the training rows; it ends with its best epoch's weights, calibrated.
 
     With a teacher, a fine-tuned model of the same prepared data, part of the loss is its probability in place of the
-    label (Hinton et al., 2015).
+    label (Hinton et al., 2015). What has not been pre-trained learns at the whole rate, its encoder included.
     """
     for name in (TRAIN, VALID):
         if len(np.unique(prepared.rows.label[prepared.rows.of(name)])) < 2:
@@ -45,8 +50,9 @@ def finetune(
         teacher.to(device).eval()
     gentle = list(model.pretrained_parameters())
     rest = [p for p in model.parameters() if not any(p is one for one in gentle)]
-    frozen = options.encoder_rate == 0
-    groups = [(rest, 1.0)] if frozen else [(gentle, options.encoder_rate), (rest, 1.0)]
+    encoder_rate = options.encoder_rate if pretrained else 1.0
+    frozen = encoder_rate == 0
+    groups = [(rest, 1.0)] if frozen else [(gentle, encoder_rate), (rest, 1.0)]
     rows, cuts = folded(prepared, options.rows_per_history, generator, options.negative_rate)
     # What a logit learned from fewer negatives is too high by (He et al., 2014, section 6.3).
     correction = math.log(options.negative_rate)
@@ -191,7 +197,9 @@ def main(argv: Sequence[str]) -> int:
         writes="finetune/ with model.pt, metrics.json, loss.png, calibration.png",
     )
     parser.add_argument(
-        "--from-scratch", action="store_true", help="begin with fresh weights, without pre-training"
+        "--from-scratch",
+        action="store_true",
+        help="begin with fresh weights, without pre-training; all learn at the whole rate",
     )
     parser.add_argument(
         "--teacher",
@@ -210,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         model = load_model(folder / "pretrain", "pretrain", config, prepared)
     teacher = None if arguments.teacher is None else load_teacher(arguments.teacher, prepared)
-    history = finetune(config, prepared, model, teacher)
+    history = finetune(config, prepared, model, teacher, pretrained=not arguments.from_scratch)
     save_model(model, prepared.transforms, stage)
     write_metrics(stage, history, time.monotonic() - began)
     panels = [["train", "valid"], ["valid_auc"]]

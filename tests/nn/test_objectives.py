@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from srp4ctr.contract.vocabulary import FIRST_VALUE, PADDING, UNKNOWN
-from srp4ctr.nn.objectives import drop_to_unknown
+from srp4ctr.nn.objectives import MaskingConfig, drop_to_unknown
 
 
 @pytest.mark.parametrize("whole_item_rate", [1.0, 0.0])
@@ -236,12 +237,12 @@ def test_unknowns_are_shown_and_not_asked_for(make_batch, recover) -> None:
 
 
 def test_total_is_the_weighted_sum(make_batch, recover) -> None:
-    """Each loss counts with its own kind's weight, and one of weight 0 not at all."""
+    """Each loss counts with its own kind's weight."""
     batch = make_batch([8, 3])
     options = {"item_rate": 0.5, "whole_item_rate": 1.0}
     plain = recover(batch, **options).losses
     assert all(loss > 0 for loss in plain.values())
-    for weights in ({"item": 2.0, "behaviour": 0.5, "candidate": 3.0}, {"item": 0.0}, {"candidate": 0.0}):
+    for weights in ({"item": 2.0, "behaviour": 0.5, "candidate": 3.0}, {"candidate": 0.0}):
         weighed = recover(batch, **options, **{f"{kind}_weight": w for kind, w in weights.items()}).losses
         by_hand = sum(
             weights.get(name.split(".")[0], 1.0) * loss.item()
@@ -249,6 +250,33 @@ def test_total_is_the_weighted_sum(make_batch, recover) -> None:
             if name != "total"
         )
         assert weighed["total"].item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds", "hides_items", "hides_behaviours"),
+    [
+        ({"item_weight": 0.0}, {"behaviour", "candidate"}, False, True),
+        ({"behaviour_weight": 0.0}, {"item", "candidate"}, True, True),
+        ({"behaviour_weight": 0.0, "held_out_rate": 0.3}, {"item", "candidate"}, True, False),
+        ({"behaviour_weight": 0.0, "candidate_weight": 0.0}, {"item"}, True, False),
+        ({"item_weight": 0.0, "behaviour_weight": 0.0, "held_out_rate": 0.3}, {"candidate"}, False, False),
+        ({"attributes": False, "held_out_rate": 0.3}, {"item", "candidate"}, True, False),
+    ],
+)
+def test_what_is_not_asked_for_is_not_hidden(
+    make_batch, recover, options, kinds, hides_items, hides_behaviours
+) -> None:
+    """Where nothing of a kind is to be recovered, the history keeps it: an ablation loses a target and no input."""
+    outcome = recover(make_batch([12, 5, 9]), **options)
+    assert {name.split(".")[0] for name in outcome.losses} == kinds | {"total"}
+    assert outcome.hidden_items().any() == hides_items
+    assert outcome.hidden_behaviours().any() == hides_behaviours
+
+
+def test_something_must_be_asked_for() -> None:
+    """Weights that are all 0 are refused, behaviours that ids-only masking leaves out among them."""
+    with pytest.raises(ValidationError, match="all weights are 0"):
+        MaskingConfig(item_weight=0, candidate_weight=0, attributes=False)
 
 
 ATTRIBUTES = ["item.tags", "item.price"]

@@ -100,16 +100,29 @@ def test_a_teacher_and_fewer_negatives_agree(tiny) -> None:
 @pytest.mark.parametrize("candidate_weight", [0.0, 1.0])
 def test_candidates_begin_with_the_trained_encoders_keys(tiny, candidate_weight) -> None:
     """What pre-training has not taught to read reads with the trained encoder's keys and values, untied; what it has
-    keeps its own.
+    keeps its own. Blocks beyond the encoder's layers take the last one's.
     """
     masking = tiny.config.pretrain.masking.model_copy(update={"candidate_weight": candidate_weight})
     options = tiny.config.pretrain.model_copy(update={"epochs": 1, "masking": masking})
-    model = pretrain(tiny.config.model_copy(update={"pretrain": options}), tiny.prepared).model
-    mine, encoders = model.cross[0].attention, model.encoder.blocks[0].attention
-    for name in ("key", "value"):
-        ours, theirs = getattr(mine, name).weight, getattr(encoders, name).weight
-        assert torch.equal(ours, theirs) == (candidate_weight == 0)
-        assert ours is not theirs
+    sizes = tiny.config.model.model_copy(update={"layers": 1, "cross_layers": 2})
+    config = tiny.config.model_copy(update={"pretrain": options, "model": sizes})
+    model = pretrain(config, tiny.prepared).model
+    encoders = model.encoder.blocks[0].attention
+    for block in model.cross:
+        for name in ("key", "value"):
+            ours, theirs = getattr(block.attention, name).weight, getattr(encoders, name).weight
+            assert torch.equal(ours, theirs) == (candidate_weight == 0)
+            assert ours is not theirs
+
+
+def test_fresh_weights_learn_at_the_whole_rate(tiny) -> None:
+    """Without pre-training the encoder learns, too, whatever a pre-trained one's part of the rate is."""
+    config = changed(tiny.config, epochs=1, encoder_rate=0.0)
+    for pretrained, learns in ((True, False), (False, True)):
+        model = fresh(tiny)
+        before = model.encoder.start.detach().clone()
+        finetune(config, tiny.prepared, model, pretrained=pretrained)
+        assert torch.equal(model.encoder.start, before) != learns
 
 
 def test_bfloat16_trains_both_jobs(tiny) -> None:

@@ -4,7 +4,6 @@
 A candidate attends to the state and never to another candidate, and the state never depends on a candidate.
 """
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -111,27 +110,26 @@ class Srp4Ctr(CtrModel):
         )
         self.norm_cross = nn.LayerNorm(width)
         self.tower = tower(config, 5 * width)
-        if config.state == "sequence":
-            # A candidate reads a layer through that layer's own keys and values (claim 4).
-            for mine, encoders in self._layer_pairs():
+        blocks = [
+            (_attention(mine), _attention(one))
+            for mine, one in zip(self.cross, self.encoder.blocks, strict=False)
+        ]
+        for mine, encoders in blocks:
+            if config.state == "sequence":
+                # A candidate reads a layer through that layer's own keys and values (claim 4).
                 mine.key, mine.value = encoders.key, encoders.value
-        else:
-            self.copy_keys_and_values()
+            else:
+                _copy_keys_and_values(mine, encoders)
 
     def copy_keys_and_values(self) -> None:
         """Let candidates read with the keys and values that the encoder has now; untied from then on.
 
-        In a `sequence` model they are the encoder's own, and this changes nothing.
+        A block beyond the encoder's layers takes the last one's. In a `sequence` model they are the encoder's own, and this changes
+        nothing.
         """
-        for mine, encoders in self._layer_pairs():
-            mine.key.load_state_dict(encoders.key.state_dict())
-            mine.value.load_state_dict(encoders.value.state_dict())
-
-    def _layer_pairs(self) -> Iterator[tuple[Attention, Attention]]:
-        for mine, encoders in zip(self.cross, self.encoder.blocks, strict=False):
-            assert isinstance(mine, Block)
-            assert isinstance(encoders, Block)
-            yield mine.attention, encoders.attention
+        layers = self.encoder.blocks
+        for place, mine in enumerate(self.cross):
+            _copy_keys_and_values(_attention(mine), _attention(layers[min(place, len(layers) - 1)]))
 
     @property
     def state_layout(self) -> StateLayout:
@@ -254,3 +252,13 @@ class Srp4Ctr(CtrModel):
         """Uncalibrated logits [U, C]: the state encoded and scored at once."""
         state = self.encode_user(event_items_ULW, event_behaviours_ULW, user_codes_UW)
         return self.score(state, item_codes_UCW, context_codes_UCW)
+
+
+def _attention(block: nn.Module) -> Attention:
+    assert isinstance(block, Block)
+    return block.attention
+
+
+def _copy_keys_and_values(mine: Attention, others: Attention) -> None:
+    mine.key.load_state_dict(others.key.state_dict())
+    mine.value.load_state_dict(others.value.state_dict())

@@ -7,11 +7,12 @@ cross-attention and tower learn before any fine-tuning what they will be asked f
 """
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field as Option
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from srp4ctr.contract.schema import Strict
@@ -53,9 +54,26 @@ class MaskingConfig(Strict):
         lt=1,
         description="ids and user features shown as unknown, so that those learn too",
     )
-    item_weight: float = Option(default=1.0, ge=0)
+    item_weight: float = Option(
+        default=1.0, ge=0, description="0: nothing is hidden to be recovered; likewise below"
+    )
     behaviour_weight: float = Option(default=1.0, ge=0)
     candidate_weight: float = Option(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> Self:
+        if not (self.item_weight or self.behaviour_weight * self.attributes or self.candidate_weight):
+            raise ValueError(
+                "all weights are 0; give item_weight, behaviour_weight or candidate_weight a value above 0"
+            )
+        return self
+
+    @property
+    def hidden_behaviours(self) -> float:
+        """The share of events whose behaviour is hidden: for the encoder to recover, or as candidates where none are held out."""
+        encoders = self.behaviour_weight if self.attributes else 0.0
+        candidates = 0.0 if self.held_out_rate else self.candidate_weight
+        return self.behaviour_rate if encoders or candidates else 0.0
 
 
 def drop_to_unknown(codes_XW: Tensor, rate: float, columns: slice = slice(None)) -> Tensor:
@@ -111,17 +129,21 @@ class PretrainObjective(nn.Module):
         event_UL = event_UL & ~held_UL
         shown_ULW = candidates_ULW.masked_fill(held_UL[..., None], PADDING)
         known_ULW = behaviours_ULW.masked_fill(held_UL[..., None], PADDING)
-        hidden_ULF = self._draw_items(event_UL, len(fields.item))
-        masked_items_ULW = _hide(fields.item, shown_ULW, hidden_ULF)
-        place_UK, drawn_UK = _draw(event_UL, masking.behaviour_rate)
+        masked_items_ULW = shown_ULW
+        if masking.item_weight:
+            hidden_ULF = self._draw_items(event_UL, len(fields.item))
+            masked_items_ULW = _hide(fields.item, shown_ULW, hidden_ULF)
+        place_UK, drawn_UK = _draw(event_UL, masking.hidden_behaviours)
         masked_behaviours_ULW = _hide_at(fields.behaviour, known_ULW, place_UK, drawn_UK)
 
         encoded = model.encode_history(masked_items_ULW, masked_behaviours_ULW)
         h_ULD = encoded.output_USD[:, :-1]
-        losses = self._item_losses(model, h_ULD, items_ULW, hidden_ULF)
-        if masking.attributes:
+        losses: dict[str, Tensor] = {}
+        if masking.item_weight:
+            losses |= self._item_losses(model, h_ULD, items_ULW, hidden_ULF)
+        if masking.behaviour_weight and masking.attributes:
             losses |= self._behaviour_losses(fields, h_ULD, behaviours_ULW, place_UK, drawn_UK)
-        if fields.behaviour or (labels_UL >= 0).any():
+        if masking.candidate_weight and (fields.behaviour or (labels_UL >= 0).any()):
             if masking.held_out_rate:
                 place_UK, drawn_UK = candidate_place_UK, candidate_UK
             state = model.read_state(encoded, users_UW, masked_items_ULW, masked_behaviours_ULW)
@@ -178,7 +200,7 @@ class PretrainObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Events as candidates: how the user behaved, and the event's label, by the user's state alone."""
         e_UKD, z_UKD = model.cross_attend(state, items_UKW)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for field, head in zip(model.fields.behaviour, self.candidate_heads, strict=True):
             codes_M1 = behaviours_UKW[drawn_UK][:, field.start, None]
             losses[f"candidate.{field.name}"] = head(z_UKD[drawn_UK], codes_M1)

@@ -73,6 +73,11 @@ def _train(
     model: CtrModel
     history: dict[str, History] = {}
     minutes: dict[str, float] = {}
+    teacher = None
+    if cell.teacher is not None:
+        teacher = load_model(results.model_folder(cell.teacher), "finetune", cell.teacher.config, prepared)
+        # What a teacher took is a price of its student.
+        minutes["teacher"] = sum(results.records()[cell.teacher.key]["cpu_minutes"].values())
     began = time.process_time()
     if cell.plan.kind in BASELINES:
         seed_everything(config)
@@ -84,12 +89,7 @@ def _train(
     else:
         seed_everything(config)
         model = new_model(config, prepared)
-    teacher = None
-    if cell.teacher is not None:
-        teacher = load_model(results.model_folder(cell.teacher), "finetune", cell.teacher.config, prepared)
-        # What a teacher took is a price of its student.
-        minutes["teacher"] = sum(results.records()[cell.teacher.key]["cpu_minutes"].values())
-    history["finetune"] = finetune(config, prepared, model, teacher)
+    history["finetune"] = finetune(config, prepared, model, teacher, pretrained=cell.plan.pretrained)
     minutes["finetune"] = (time.process_time() - began) / 60
     return model, history, {name: round(value, 2) for name, value in minutes.items()}
 

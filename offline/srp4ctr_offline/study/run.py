@@ -83,7 +83,10 @@ def _log(results: Results, cell: Cell, condition: str | None) -> Path:
 
 
 def chosen(plan: StudyPlan, only: Sequence[str]) -> list[Cell]:
-    """The plan's cells, or those whose protocol or `protocol.model` is one of `only`; ConfigError for a name that the plan lacks."""
+    """The plan's cells, or those whose protocol or `protocol.model` is one of `only`, with their teachers.
+
+    Raises ConfigError for a name that the plan lacks.
+    """
     cells = list(plan.cells())
     known = {name for cell in cells for name in (cell.protocol, f"{cell.protocol}.{cell.model}")}
     unknown = sorted(set(only) - known)
@@ -92,9 +95,11 @@ def chosen(plan: StudyPlan, only: Sequence[str]) -> list[Cell]:
             f"--only: the plan has no {', '.join(unknown)}; name a protocol ({', '.join(plan.protocols)}) or "
             "protocol.model"
         )
-    return [
+    wanted = [
         cell for cell in cells if not only or {cell.protocol, f"{cell.protocol}.{cell.model}"} & set(only)
     ]
+    keys = {one.key for cell in wanted for one in (cell, cell.teacher) if one is not None}
+    return [cell for cell in cells if cell.key in keys]
 
 
 def add_options(parser: argparse.ArgumentParser, jobs: int) -> None:
