@@ -179,13 +179,19 @@ def calibrate(model: CtrModel, prepared: Prepared) -> None:
 
 
 def load_teacher(run: Path, prepared: Prepared) -> CtrModel:
-    """The fine-tuned model of another run; raises DataError where it is none of the same prepared data."""
+    """The fine-tuned model of another run; raises DataError where it is none, or saw other rows than this run's training ones."""
     path = run / "finetune" / "config.json"
     if not path.exists():
         raise DataError(
             f"--teacher {run} holds no fine-tuned model; name a run's folder, such as var/runs/NAME"
         )
     theirs = RunConfig.model_validate_json(path.read_bytes())
+    taught = Prepared.load(run / "prepared").report
+    if any(taught[name] != prepared.report[name] for name in ("data_fingerprint", "splits")):
+        raise DataError(
+            f"--teacher {run} was trained on other tables or by another [split], and may have seen this run's test rows; "
+            "prepare and train both with the same [tables] and [split]"
+        )
     return load_model(run / "finetune", "finetune", theirs, prepared)
 
 

@@ -37,7 +37,7 @@ class Trainer:
     """AdamW with linear warm-up and cosine decay over all epochs, and a progress bar of steps while entered.
 
     `groups` are parameters with the factor of the learning rate that each takes. `examples` are those of the first
-    epoch; the others may have a batch more or less.
+    epoch; what later ones have more, or a partial batch of each length, is stepped at the least rate, which is 0.
     """
 
     def __init__(

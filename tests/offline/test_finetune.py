@@ -1,5 +1,8 @@
 """Fine-tuning's choices: what is frozen, which rows are drawn, whom it learns from, when it ends."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -143,6 +146,18 @@ def test_a_teacher_must_be_a_run(tiny, tmp_path, capsys) -> None:
     folder = str(tiny.run)
     assert cli(["finetune", str(tiny.config_path), "--run", folder, "--teacher", str(tmp_path)]) == 1
     assert "holds no fine-tuned model" in capsys.readouterr().err
+
+
+def test_a_teacher_must_have_had_the_same_rows(tiny, tmp_path, capsys) -> None:
+    """A teacher by another split, whose training rows may be this run's test rows, is refused."""
+    other = shutil.copytree(tiny.run, tmp_path / "other")
+    report = json.loads((other / "prepared" / "report.json").read_bytes())
+    report["splits"]["test"]["rows"] += 1
+    (other / "prepared" / "report.json").write_text(json.dumps(report))
+    mine = shutil.copytree(tiny.run, tmp_path / "mine")
+    arguments = ["finetune", str(tiny.config_path), "--run", str(mine), "--teacher", str(other)]
+    assert cli(arguments) == 1
+    assert "may have seen this run's test rows" in capsys.readouterr().err
 
 
 def test_training_ends_when_it_no_longer_helps(tiny) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from srp4ctr_offline.study.plan import load_plan
 from srp4ctr_offline.study.results import Results
 from srp4ctr_offline.study.search import main
 
@@ -35,9 +36,15 @@ def test_trials_are_ordered_by_validation_and_trained_once(tiny, tmp_path) -> No
 
 
 def test_the_study_trains_din_as_its_search_chose() -> None:
-    """On each data set of the published search the study's DIN is the trial of greatest validation AUC."""
+    """On each data set the study's DIN is the published search's trial of greatest validation AUC, as the plan is now."""
     found = json.loads((REPOSITORY / "docs" / "benchmarks" / "din-search.json").read_bytes())
-    assert set(found) == {"ml-100k", "mind", "beauty-sampled-negatives", "ml-1m"}
-    for protocol, rows in found.items():
-        assert rows[0]["in_study"], protocol
-        assert sum(row["in_study"] for row in rows) == 1
+    cells = load_plan(REPOSITORY / "configs" / "study.toml").cells()
+    planned = {cell.protocol: cell for cell in cells if cell.model == "din" and cell.seed == 1}
+    assert set(found) == set(planned)
+    for protocol, (best, *others) in found.items():
+        cell = planned[protocol]
+        assert best["learning_rate"] == cell.config.finetune.learning_rate, protocol
+        assert best["rows_per_history"] == cell.config.finetune.rows_per_history, protocol
+        assert best["dropout"] == cell.plan.baseline.dropout, protocol
+        assert best["in_study"]
+        assert not any(row["in_study"] for row in others)

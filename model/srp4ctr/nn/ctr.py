@@ -1,6 +1,6 @@
 """What every click model of this package is: the jobs train, validate, calibrate and predict any of them alike."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Self
 
 import torch
@@ -30,11 +30,11 @@ class Sizes(Strict):
         return self
 
 
-def tower(sizes: Sizes, inputs: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+def tower(sizes: Sizes, inputs: int) -> nn.Sequential:
     """The layers from `inputs` features to one logit."""
     layers: list[nn.Module] = []
     for hidden in sizes.tower:
-        layers += [nn.Linear(inputs, hidden), activation(), Dropout(sizes.dropout)]
+        layers += [nn.Linear(inputs, hidden), nn.ReLU(), Dropout(sizes.dropout)]
         inputs = hidden
     return nn.Sequential(*layers, nn.Linear(inputs, 1))
 

@@ -30,7 +30,7 @@ from srp4ctr.runtime.sessions import open_session
 from srp4ctr_offline.checkpoint import new_model
 from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.run import write_json
-from srp4ctr_offline.study.flops import graph_flops
+from srp4ctr_offline.study import flops
 from srp4ctr_offline.study.measured import prepared_of
 from srp4ctr_offline.study.plan import Cell
 from srp4ctr_offline.study.results import Results
@@ -86,7 +86,8 @@ def cost_of(cells: Mapping[str, Cell], results: Results) -> Cost:
     digest = hashlib.sha256(json.dumps([f"{name} {_sizes(cell)}" for name, cell in cells.items()]).encode())
     digest.update(f"{version('torch')} {version('onnxruntime')} {ROUNDS} {RUNS}".encode())
     # State bytes are by the layout's code, operations and times by the network's.
-    for path in (Path(state.__file__), *sorted(Path(next(iter(srp4ctr.nn.__path__))).rglob("*.py"))):
+    own = (state.__file__, flops.__file__, __file__)
+    for path in (*map(Path, own), *sorted(Path(next(iter(srp4ctr.nn.__path__))).rglob("*.py"))):
         digest.update(path.read_bytes())
     path = results.folder / "costs" / f"{digest.hexdigest()[:16]}.json"
     if not path.exists():
@@ -107,10 +108,14 @@ def measure_cost(cells: Mapping[str, Cell], results: Results) -> Cost:
             model, graphs = _export(cell, prepared, Path(folder) / name)
             scorer = "whole" if "whole" in graphs else "scorer"
             sizes = {"B": 1, "L": events, "S": events + 1, "K": 1}
-            encoder_flops = graph_flops(graphs["encoder"][0], sizes).total if "encoder" in graphs else None
+            encoder_flops = (
+                flops.graph_flops(graphs["encoder"][0], sizes).total if "encoder" in graphs else None
+            )
             found[name] = {
                 "encoder_flops": encoder_flops,
-                "flops": {str(c): graph_flops(graphs[scorer][0], sizes | {"C": c}).total for c in CANDIDATES},
+                "flops": {
+                    str(c): flops.graph_flops(graphs[scorer][0], sizes | {"C": c}).total for c in CANDIDATES
+                },
                 "state_bytes": HEADER_BYTES + model.state_layout.payload_bytes(events + 1)
                 if encoder_flops is not None
                 else None,

@@ -1,5 +1,6 @@
 """The report's section on a rival at the reference's CPU minutes: one of it, and as many of it as they pay for."""
 
+import math
 from dataclasses import dataclass
 
 from srp4ctr_offline.study.compare import RIVAL, Difference, spread
@@ -17,7 +18,6 @@ from srp4ctr_offline.study.markdown import (
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.production import Paired
 
-EQUAL_CPU = (RIVAL, "din-own-histories")
 ENOUGH_MINUTES = 0.8
 """Of the reference's; against a rival of fewer nothing is won at equal CPU."""
 
@@ -53,7 +53,8 @@ def averaged_rival(measured: Measured, name: str = RIVAL) -> Averaged | None:
     compared, ratio, minutes = measured.compared, minutes_ratio(measured, name), mean_minutes(measured, name)
     if compared is None or not ratio or not minutes or not compared.seeds(measured.reference):
         return None
-    seeds = compared.seeds(name)[: max(1, round(1 / ratio))]
+    # As many as it takes to spend them all: rounding favours the rival.
+    seeds = compared.seeds(name)[: math.ceil(1 / ratio)]
     if len(seeds) < 2:
         return None
     quality = compared.quality(name, seeds)
@@ -62,12 +63,11 @@ def averaged_rival(measured: Measured, name: str = RIVAL) -> Averaged | None:
 
 
 def equal_cpu_section(measured: Measured) -> list[str]:
-    """The reference against DIN at its best, and against DIN for more CPU minutes."""
+    """The reference against DIN at its best, and against the mean of several."""
     reference = measured.reference
-    planned = [name for name in EQUAL_CPU if name in measured.cells]
-    if not planned or reference not in measured.cells:
+    if not {RIVAL, reference} <= measured.cells.keys():
         return []
-    rows = [_row(measured, name) for name in (reference, *planned)]
+    rows = [_row(measured, name) for name in (reference, RIVAL)]
     averaged = averaged_rival(measured)
     if averaged is not None:
         rows.append(
@@ -104,15 +104,11 @@ def equal_cpu_section(measured: Measured) -> list[str]:
             rows,
         ),
     ]
-    short = [
-        f"`{name}` {number(ratio, 2)}"
-        for name in planned
-        if (ratio := minutes_ratio(measured, name)) is not None and ratio < ENOUGH_MINUTES
-    ]
-    if short:
+    ratio = minutes_ratio(measured, RIVAL)
+    if ratio is not None and ratio < ENOUGH_MINUTES:
         blocks.append(
-            f"Below {number(ENOUGH_MINUTES, 1)} of `{reference}`'s minutes, and so no comparison at equal CPU: "
-            f"{', '.join(short)}."
+            f"One `{RIVAL}` takes {number(ratio, 2)} of `{reference}`'s minutes, below {number(ENOUGH_MINUTES, 1)}, and so is no "
+            "comparison at equal CPU."
         )
     return blocks
 

@@ -1,5 +1,7 @@
 """What is there of each protocol of a study: planned cells, records, and the predictions to compare."""
 
+import hashlib
+import inspect
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +10,8 @@ import polars as pl
 
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr.runtime.metrics import Floats
+from srp4ctr_offline import floors, rates
 from srp4ctr_offline.checkpoint import new_model
-from srp4ctr_offline.floors import FLOORS
 from srp4ctr_offline.prepare import prepare
 from srp4ctr_offline.prepared import TEST, Ints, Prepared
 from srp4ctr_offline.study.compare import Compared
@@ -130,14 +132,17 @@ def prepared_of(cell: Cell, results: Results) -> Prepared:
 
 
 def load_floors(results: Results, cell: Cell, prepared: Prepared, rows: Ints) -> dict[str, Floats]:
-    """Predictions of the floors, computed once and kept: `predictions/floors-<protocol>-<data>.parquet`."""
-    path = results.folder / "predictions" / f"floors-{cell.protocol}-{cell.data_key}.parquet"
+    """Predictions of the floors, computed once by their code and kept: `predictions/floors-<protocol>-<data>-<code>.parquet`."""
+    source = "".join(inspect.getsource(one) for one in (floors, rates))
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    name = f"floors-{cell.protocol}-{cell.data_key}-{digest[:8]}.parquet"
+    path = results.folder / "predictions" / name
     row_id = pl.Series("row_id", prepared.rows.row_id[rows])
     if path.exists():
         frame = pl.read_parquet(path)
-        if set(FLOORS) <= set(frame.columns) and frame["row_id"].equals(row_id):
-            return {name: frame[name].to_numpy() for name in FLOORS}
-    found = {name: floor(prepared, rows) for name, floor in FLOORS.items()}
+        if frame["row_id"].equals(row_id):
+            return {name: frame[name].to_numpy() for name in floors.FLOORS}
+    found = {name: floor(prepared, rows) for name, floor in floors.FLOORS.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     pl.DataFrame({"row_id": row_id, **found}).write_parquet(path)
     return found

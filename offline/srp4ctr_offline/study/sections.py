@@ -24,7 +24,7 @@ ABLATIONS = {
     "no-pretraining": "fine-tuned from fresh weights, for longer and at a higher rate",
     "encoder-only": "pre-training teaches the encoder alone, not what reads it",
     "no-labels": "as encoder-only, and neither labels nor behaviours are predicted",
-    "candidates-only": "held-out events are scored as candidates, and nothing hidden is predicted",
+    "candidates-only": "held-out events are scored as candidates; nothing is hidden to be recovered",
     "no-item-attributes": "item ids and behaviour features",
     "no-behaviour-features": "item ids and attributes",
     "no-side-information": "neither item attributes nor behaviour features; user features remain",

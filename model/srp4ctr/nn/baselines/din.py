@@ -1,7 +1,7 @@
 """Deep Interest Network (Zhou et al., KDD 2018): a candidate weighs the history by a small network of its own.
 
-The weights are not normalised unless `softmax` says so (section 4.3 of the paper: the strength of an interest is
-kept). Of the paper's training tricks, Dice and mini-batch aware regularisation, there is none here.
+The weights are not normalised (section 4.3 of the paper: the strength of an interest is kept). Of the paper's training tricks,
+Dice and mini-batch aware regularisation, there is none here.
 
 Shapes: U users, L events of a history, C candidates, W code columns, D width, H hidden width of the attention unit.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srp4ctr.contract.transforms import Fields
-from srp4ctr.nn.baselines.parts import BaselineConfig, SequenceBaseline, activation
+from srp4ctr.nn.baselines.parts import BaselineConfig, SequenceBaseline
 
 
 class AttentionUnit(nn.Module):
@@ -26,12 +26,10 @@ class AttentionUnit(nn.Module):
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
-        self.softmax = config.softmax
         self.first = nn.Linear(4 * config.width, config.attention[0])
-        self.act = activation(config)
         rest: list[nn.Module] = []
         for before, size in pairwise(config.attention):
-            rest += [nn.Linear(before, size), activation(config)]
+            rest += [nn.Linear(before, size), nn.ReLU()]
         self.rest = nn.Sequential(*rest, nn.Linear(config.attention[-1], 1))
 
     def forward(self, q_UCD: Tensor, k_ULD: Tensor, here_UL: Tensor) -> Tensor:
@@ -40,13 +38,9 @@ class AttentionUnit(nn.Module):
         of_q_UCH = F.linear(q_UCD, a_HD + g_HD, self.first.bias)
         of_k_ULH = F.linear(k_ULD, b_HD - g_HD)
         of_pair_UCLH = F.linear(q_UCD[:, :, None] * k_ULD[:, None], p_HD)
-        hidden_UCLH = self.act(of_pair_UCLH + of_q_UCH[:, :, None] + of_k_ULH[:, None])
+        hidden_UCLH = F.relu(of_pair_UCLH + of_q_UCH[:, :, None] + of_k_ULH[:, None])
         score_UCL: Tensor = self.rest(hidden_UCLH).squeeze(-1)
-        gone_U1L = ~here_UL[:, None, :]
-        if self.softmax:
-            # The least number rather than -inf: a history without events has no softmax, and then weighs nothing.
-            score_UCL = score_UCL.masked_fill(gone_U1L, torch.finfo(score_UCL.dtype).min).softmax(-1)
-        return score_UCL.masked_fill(gone_U1L, 0.0)
+        return score_UCL.masked_fill(~here_UL[:, None, :], 0.0)
 
 
 class Din(SequenceBaseline):

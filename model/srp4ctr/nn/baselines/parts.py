@@ -3,8 +3,6 @@
 Shapes: U users, L events of a history, C candidates, W code columns, D width.
 """
 
-from typing import Literal
-
 import torch
 from pydantic import Field as Option
 from torch import Tensor, nn
@@ -18,13 +16,9 @@ from srp4ctr.nn.embedding import FieldEmbeddings
 class BaselineConfig(Sizes):
     """Sizes of a baseline; what a model does not have, it does not read."""
 
-    activation: Literal["relu", "prelu"] = Option(
-        default="relu", description="of the tower and of DIN's attention unit"
-    )
     attention: tuple[Count, ...] = Option(
         default=(64,), min_length=1, description="hidden widths of DIN's attention unit"
     )
-    softmax: bool = Option(default=False, description="DIN's attention weights of a history sum to 1")
     layers: Count = Option(default=1, description="BST's blocks")
 
 
@@ -36,8 +30,8 @@ class Baseline(CtrModel):
         self.config = config
 
     def new_tower(self, inputs: int) -> nn.Sequential:
-        """A fresh tower of the configuration's sizes and activation."""
-        return tower(self.config, inputs, lambda: activation(self.config))
+        """A fresh tower of the configuration's sizes."""
+        return tower(self.config, inputs)
 
 
 class SequenceBaseline(Baseline):
@@ -59,11 +53,6 @@ class SequenceBaseline(Baseline):
         """Vectors of the user and of the context, each [U, C, D] like those of the candidates."""
         user_U1D = self.users(user_codes_UW)[:, None, :]
         return [user_U1D.expand_as(e_UCD), self.contexts(context_codes_UCW).expand_as(e_UCD)]
-
-
-def activation(config: BaselineConfig) -> nn.Module:
-    """A fresh activation; PReLU has a slope to learn."""
-    return nn.PReLU() if config.activation == "prelu" else nn.ReLU()
 
 
 def mean_of_events(x_ULD: Tensor, here_UL: Tensor) -> Tensor:
