@@ -80,10 +80,11 @@ chaos: $(INSTALLED) ## kill -9 of everything 200 times under load, every answer 
 study: $(INSTALLED) ## train what configs/study.toml plans and is not there yet, then report; hours, and may be cut off
 	@$(BIN)/python -m srp4ctr_offline.study.run
 
-documents: $(INSTALLED) ## renew docs/openapi.json, docs/settings.md and docs/loadtest-settings.md from the code
+documents: $(INSTALLED) ## renew docs/openapi.json and the references of settings and configuration from the code
 	@$(BIN)/python -m srp4ctr_service.openapi > docs/openapi.json
 	@$(BIN)/python -m srp4ctr_service.settings_document > docs/settings.md
 	@$(BIN)/python -m srp4ctr_loadtest.load.settings_document > docs/loadtest-settings.md
+	@$(BIN)/python -m srp4ctr_offline.configuration_document > docs/configuration.md
 
 constraints: ## renew constraints.txt with the newest releases that pyproject allows
 	@rm -rf .venv && $(PYTHON) -m venv .venv

@@ -13,6 +13,7 @@ from srp4ctr.nn.model import ModelConfig
 from srp4ctr.nn.objectives import MaskingConfig
 
 Rate = Annotated[float, Option(gt=0, lt=1)]
+BatchSize = Annotated[int, Option(ge=1, description="histories a step")]
 
 AFTER_TRAINING = {"gate"}
 """Sections of a run that decide what becomes of a model, and not which it is: nothing is trained again for their sake."""
@@ -21,11 +22,14 @@ AFTER_TRAINING = {"gate"}
 class Tables(Strict):
     """Where the four canonical tables are. Events and rows may be one file: then each row is an event, too."""
 
-    folder: Path = Option(description="relative to the working folder")
-    events: str = "events.parquet"
-    rows: str = "rows.parquet"
-    items: str = "items.parquet"
-    users: str = "users.parquet"
+    folder: Path = Option(description="of the tables, relative to the working folder")
+    events: str = Option(default="events.parquet", description="what users did")
+    rows: str = Option(
+        default="rows.parquet",
+        description="what was shown; the same file as events where each row is an event, too",
+    )
+    items: str = Option(default="items.parquet", description="the catalogue")
+    users: str = Option(default="users.parquet", description="the users")
 
     @property
     def one_file(self) -> bool:
@@ -34,8 +38,10 @@ class Tables(Strict):
 
 
 class _FractionSplit(Strict):
-    train: Rate = 0.8
-    valid: Rate = 0.1
+    train: Rate = Option(default=0.8, description="the part that trains")
+    valid: Rate = Option(
+        default=0.1, description="the part that chooses epochs and calibrates; the rest tests"
+    )
 
     @model_validator(mode="after")
     def _leaves_test_rows(self) -> Self:
@@ -60,24 +66,26 @@ class ColumnSplit(Strict):
     """A column of the rows table says `train`, `valid` or `test`."""
 
     rule: Literal["column"]
-    column: Name = "split"
+    column: Name = Option(default="split", description="of the rows table")
 
 
 class OptimizerConfig(Strict):
     """AdamW with warm-up and cosine decay."""
 
     epochs: Annotated[int, Option(ge=1)]
-    batch_size: Annotated[int, Option(ge=1, description="histories a step")]
-    learning_rate: Annotated[float, Option(gt=0, lt=1)] = 1e-3
-    weight_decay: Annotated[float, Option(ge=0)] = 0.01
-    warmup: Annotated[float, Option(ge=0, lt=1, description="part of the steps")] = 0.05
+    batch_size: BatchSize
+    learning_rate: Annotated[float, Option(gt=0, lt=1, description="at its peak")] = 1e-3
+    weight_decay: Annotated[float, Option(ge=0, description="of AdamW")] = 0.01
+    warmup: Annotated[
+        float, Option(ge=0, lt=1, description="part of the steps in which the learning rate rises")
+    ] = 0.05
 
 
 class PretrainConfig(OptimizerConfig):
     """`[pretrain]`."""
 
-    epochs: Annotated[int, Option(ge=1)] = 25
-    batch_size: Annotated[int, Option(ge=1)] = 64
+    epochs: Annotated[int, Option(ge=1, description="all of them; weights of the last are kept")] = 25
+    batch_size: BatchSize = 64
     prefix_rate: Annotated[
         float, Option(ge=0, le=1, description="users whose newest history ends at any of their events")
     ] = 0.0
@@ -92,7 +100,7 @@ class FinetuneConfig(OptimizerConfig):
     validation_rows: Annotated[
         int, Option(ge=100, description="validation rows, at most, that epochs are compared on")
     ] = 25_000
-    batch_size: Annotated[int, Option(ge=1)] = 64
+    batch_size: BatchSize = 64
     rows_per_history: Annotated[
         int, Option(ge=1, description="rows that are trained on one encoded history")
     ] = 16
@@ -120,9 +128,9 @@ class GateConfig(Strict):
     Two seeds of one configuration differ by about 0.001 in AUC and logloss, and 0.002 in ECE (MovieLens 1M).
     """
 
-    max_auc_drop: Annotated[float, Option(ge=0)] = 0.002
-    max_logloss_rise: Annotated[float, Option(ge=0)] = 0.003
-    max_ece_rise: Annotated[float, Option(ge=0)] = 0.005
+    max_auc_drop: Annotated[float, Option(ge=0, description="its AUC may be lower by this")] = 0.002
+    max_logloss_rise: Annotated[float, Option(ge=0, description="its logloss may be higher by this")] = 0.003
+    max_ece_rise: Annotated[float, Option(ge=0, description="its ECE may be higher by this")] = 0.005
     max_ece: Annotated[
         float | None,
         Option(gt=0, description="of the new version, whatever the active one's; by default none"),
@@ -135,8 +143,10 @@ class GateConfig(Strict):
 class RunConfig(Strict):
     """Everything that decides a run; its name is the run's folder."""
 
-    name: Annotated[str, Option(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
-    seed: int = 1
+    name: Annotated[
+        str, Option(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$", description="of the run's folder, below var/runs")
+    ]
+    seed: Annotated[int, Option(description="of everything that is drawn")] = 1
     threads: Annotated[int, Option(ge=1, description="of torch; results repeat for the same number")] = 2
     device: Annotated[
         Literal["auto", "cpu", "cuda"],

@@ -44,7 +44,7 @@ def format_table(metrics: dict[str, Any]) -> str:
         gap = row["model_minus_this"]["auc"]
         low, high = gap["interval_95"]
         apart = low is not None and high is not None and (low > 0 or high < 0)
-        verdict = "outside its interval" if apart else "within its interval"
+        verdict = "0 is outside" if apart else "0 is within"
         lines.append(f"  {name:<24}{_cell(gap['difference'], gap['interval_95'], '+')}  {verdict}")
     return "\n".join(lines)
 

@@ -42,7 +42,7 @@ class SingleValued(Strict):
 class CategoricalFeature(SingleValued):
     """A text, an integer or a boolean: one code of a vocabulary."""
 
-    name: Name
+    name: Name = Field(description="column")
     type: Literal["categorical"]
     min_count: int = Field(default=1, ge=1, description="rarer values share the code of the unknown")
     reference: str | int | bool | None = Field(
@@ -64,7 +64,7 @@ class CategoricalFeature(SingleValued):
 class MultiValuedFeature(Strict):
     """A list of such values: up to `max_values` codes of a vocabulary, the rest 0."""
 
-    name: Name
+    name: Name = Field(description="column; only item_attributes may have this type")
     type: Literal["multi_valued"]
     min_count: int = Field(default=1, ge=1, description="rarer values share the code of the unknown")
     max_values: int = Field(default=8, ge=1, le=256, description="values kept of a list")
@@ -79,7 +79,7 @@ class MultiValuedFeature(Strict):
 class NumericFeature(SingleValued):
     """A number: the code of its quantile bucket."""
 
-    name: Name
+    name: Name = Field(description="column")
     type: Literal["numeric"]
     buckets: int = Field(default=16, ge=2, le=4096, description="quantile buckets, at most")
     reference: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = Field(
@@ -96,8 +96,8 @@ Feature = Annotated[CategoricalFeature | MultiValuedFeature | NumericFeature, Fi
 class FeatureSchema(Strict):
     """Column names and features of the four tables: events, rows, items, users."""
 
-    user_id: Name = "user_id"
-    item_id: Name = "item_id"
+    user_id: Name = Field(default="user_id", description="events, rows and users: column of the user's id")
+    item_id: Name = Field(default="item_id", description="events, rows and items: column of the item's id")
     order: Name = Field(default="order", description="events and rows: what a user did earlier has less")
     timestamp: Name | None = Field(default=None, description="events: Unix seconds; informs, never orders")
     label: Name = Field(default="label", description="rows: 1 for a click, 0 for none")
@@ -112,10 +112,14 @@ class FeatureSchema(Strict):
         description="items that fewer training rows, and fewer events, name share one id code",
     )
 
-    item_attributes: tuple[Feature, ...] = ()
-    behaviour_features: tuple[Feature, ...] = ()
-    user_features: tuple[Feature, ...] = ()
-    context_features: tuple[Feature, ...] = ()
+    item_attributes: tuple[Feature, ...] = Field(default=(), description="items: what an item is")
+    behaviour_features: tuple[Feature, ...] = Field(
+        default=(), description="events: how the user behaved; predicted in pre-training"
+    )
+    user_features: tuple[Feature, ...] = Field(default=(), description="users: who the user is")
+    context_features: tuple[Feature, ...] = Field(
+        default=(), description="rows: when and where an item was shown; requests may give them"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

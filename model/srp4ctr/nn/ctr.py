@@ -18,10 +18,12 @@ Count = Annotated[int, Option(ge=1)]
 class Sizes(Strict):
     """What every model has a size of."""
 
-    width: Count = Option(default=64, description="D")
-    heads: Count = Option(default=4, description="N; divides width")
+    width: Count = Option(default=64, description="of every vector")
+    heads: Count = Option(default=4, description="attention heads; divides width")
     tower: tuple[Count, ...] = Option(default=(128, 64), description="hidden widths of the CTR tower")
-    dropout: float = Option(default=0.1, ge=0, lt=1)
+    dropout: float = Option(
+        default=0.1, ge=0, lt=1, description="in training; of attention, feed-forward layers and tower"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:

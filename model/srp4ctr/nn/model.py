@@ -40,7 +40,7 @@ class ModelConfig(Sizes):
         default=1,
         description="of the history encoder; with state = 'sequence' by default as many as a candidate has blocks",
     )
-    query_tokens: Count = Option(default=16, description="Q")
+    query_tokens: Count = Option(default=16, description="vectors that a state of tokens has")
     query_layers: Annotated[int, Option(ge=0)] = Option(
         default=1, description="of the querying transformer; 0: the mean of the history is the only token"
     )

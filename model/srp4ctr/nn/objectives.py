@@ -55,10 +55,14 @@ class MaskingConfig(Strict):
         description="ids and user features shown as unknown, so that those learn too",
     )
     item_weight: float = Option(
-        default=1.0, ge=0, description="0: nothing is hidden to be recovered; likewise below"
+        default=1.0, ge=0, description="of hidden items in the loss; 0: none are hidden"
     )
-    behaviour_weight: float = Option(default=1.0, ge=0)
-    candidate_weight: float = Option(default=1.0, ge=0)
+    behaviour_weight: float = Option(
+        default=1.0, ge=0, description="of hidden behaviours that the encoder recovers; 0: it is not asked"
+    )
+    candidate_weight: float = Option(
+        default=1.0, ge=0, description="of behaviours and labels of events as candidates; 0: there are none"
+    )
 
     @model_validator(mode="after")
     def _something_is_asked(self) -> Self:

@@ -1,38 +1,66 @@
-"""Settings as a table for people: every variable with its default, what it takes, and what it is."""
+"""Settings and options as a table for people: each with its default, what it takes, and what it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
+
+NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
 
 
 def settings_table(kind: type[BaseSettings], left_out: Sequence[str] = ()) -> str:
     """Markdown, a line a setting of the class but for those left out; variables as its prefix has them."""
-    lines = ["| variable | default | takes | what it is |", "|---|---|---|---|"]
-    for name, field in kind.model_fields.items():
-        if name not in left_out:
-            variable = f"{kind.model_config['env_prefix']}{name.upper()}"
-            lines.append(f"| `{variable}` | {_default(field)} | {_takes(field)} | {field.description} |")
+    fields = kind.model_fields.items()
+    prefix = kind.model_config["env_prefix"]
+    return _table(
+        "variable", ((f"{prefix}{name.upper()}", one) for name, one in fields if name not in left_out)
+    )
+
+
+def options_table(kind: type[BaseModel], left_out: Sequence[str] = ()) -> str:
+    """The same of a class's fields under their own names; those that are classes themselves have no line."""
+    fields = kind.model_fields.items()
+    return _table("key", ((name, one) for name, one in fields if name not in left_out and one.description))
+
+
+def _table(first: str, fields: Iterable[tuple[str, FieldInfo]]) -> str:
+    lines = [f"| {first} | default | takes | what it is |", "|---|---|---|---|"]
+    for name, field in fields:
+        lines.append(f"| `{name}` | {_default(field)} | {_takes(field)} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 
 def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
     if field.default is None:
         return "unset"
+    if isinstance(field.default, tuple):
+        return f"`{list(field.default)}`"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
 def _takes(field: FieldInfo) -> str:
     """The values that a field accepts, in words."""
-    annotation = field.annotation
+    return _in_words(field.annotation, field.metadata)
+
+
+def _in_words(annotation: Any, rules: Iterable[Any]) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{one}`" for one in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        kind, *own = get_args(annotation)
+        return _in_words(kind, [rule for one in own for rule in (*getattr(one, "metadata", ()), one)])
+    if get_origin(annotation) is tuple:
+        kind = get_args(annotation)[0]
+        plain = get_args(kind)[0] in NAMES if get_origin(kind) is Annotated else kind in NAMES
+        return f"a list, each: {_in_words(kind, ())}" if plain else "a list"
     kinds = [one for one in get_args(annotation) or (annotation,) if one is not type(None)]
-    names = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path"}
     bounds = []
-    for rule in field.metadata:
+    for rule in rules:
         for attribute, sign in (("gt", "> "), ("ge", "≥ "), ("lt", "< "), ("le", "≤ ")):
             value = getattr(rule, attribute, None)
             if value is not None:
@@ -41,4 +69,5 @@ def _takes(field: FieldInfo) -> str:
         if pattern is not None:
             # A table's cell ends at a plain bar, also within code.
             bounds.append(f"like `{pattern}`".replace("|", "\\|"))
-    return ", ".join([" or ".join(names[one] for one in kinds), *bounds])
+    words = [NAMES[one] if one in NAMES else _in_words(one, ()) for one in kinds]
+    return ", ".join([" or ".join(words), *bounds])
