@@ -22,7 +22,10 @@ class Sizes(Strict):
     heads: Count = Option(default=4, description="attention heads; divides width")
     tower: tuple[Count, ...] = Option(default=(128, 64), description="hidden widths of the CTR tower")
     dropout: float = Option(
-        default=0.1, ge=0, lt=1, description="in training; of attention, feed-forward layers and tower"
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="in training: of inputs, of what attention and feed-forward layers add, and in the tower",
     )
 
     @model_validator(mode="after")

@@ -110,11 +110,8 @@ class Srp4Ctr(CtrModel):
         )
         self.norm_cross = nn.LayerNorm(width)
         self.tower = tower(config, 5 * width)
-        blocks = [
-            (_attention(mine), _attention(one))
-            for mine, one in zip(self.cross, self.encoder.blocks, strict=False)
-        ]
-        for mine, encoders in blocks:
+        for block, layer in zip(self.cross, self.encoder.blocks, strict=False):
+            mine, encoders = _attention(block), _attention(layer)
             if config.state == "sequence":
                 # A candidate reads a layer through that layer's own keys and values (claim 4).
                 mine.key, mine.value = encoders.key, encoders.value

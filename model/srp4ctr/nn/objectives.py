@@ -66,18 +66,22 @@ class MaskingConfig(Strict):
 
     @model_validator(mode="after")
     def _something_is_asked(self) -> Self:
-        if not (self.item_weight or self.behaviour_weight * self.attributes or self.candidate_weight):
+        if not (self.item_weight or self.recovers_behaviours or self.candidate_weight):
             raise ValueError(
                 "all weights are 0; give item_weight, behaviour_weight or candidate_weight a value above 0"
             )
         return self
 
     @property
+    def recovers_behaviours(self) -> bool:
+        """Whether the encoder is asked for hidden behaviours."""
+        return self.attributes and self.behaviour_weight > 0
+
+    @property
     def hidden_behaviours(self) -> float:
         """The share of events whose behaviour is hidden: for the encoder to recover, or as candidates where none are held out."""
-        encoders = self.behaviour_weight if self.attributes else 0.0
-        candidates = 0.0 if self.held_out_rate else self.candidate_weight
-        return self.behaviour_rate if encoders or candidates else 0.0
+        as_candidates = self.candidate_weight > 0 and not self.held_out_rate
+        return self.behaviour_rate if self.recovers_behaviours or as_candidates else 0.0
 
 
 def drop_to_unknown(codes_XW: Tensor, rate: float, columns: slice = slice(None)) -> Tensor:
@@ -145,7 +149,7 @@ class PretrainObjective(nn.Module):
         losses: dict[str, Tensor] = {}
         if masking.item_weight:
             losses |= self._item_losses(model, h_ULD, items_ULW, hidden_ULF)
-        if masking.behaviour_weight and masking.attributes:
+        if masking.recovers_behaviours:
             losses |= self._behaviour_losses(fields, h_ULD, behaviours_ULW, place_UK, drawn_UK)
         if masking.candidate_weight and (fields.behaviour or (labels_UL >= 0).any()):
             if masking.held_out_rate:
@@ -204,7 +208,7 @@ class PretrainObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Events as candidates: how the user behaved, and the event's label, by the user's state alone."""
         e_UKD, z_UKD = model.cross_attend(state, items_UKW)
-        losses: dict[str, Tensor] = {}
+        losses = {}
         for field, head in zip(model.fields.behaviour, self.candidate_heads, strict=True):
             codes_M1 = behaviours_UKW[drawn_UK][:, field.start, None]
             losses[f"candidate.{field.name}"] = head(z_UKD[drawn_UK], codes_M1)

@@ -20,10 +20,9 @@ def settings_table(kind: type[BaseSettings], left_out: Sequence[str] = ()) -> st
     )
 
 
-def options_table(kind: type[BaseModel], left_out: Sequence[str] = ()) -> str:
-    """The same of a class's fields under their own names; those that are classes themselves have no line."""
-    fields = kind.model_fields.items()
-    return _table("key", ((name, one) for name, one in fields if name not in left_out and one.description))
+def options_table(kind: type[BaseModel]) -> str:
+    """The same of a class's fields under their own names; those without a description, such as sections, have no line."""
+    return _table("key", ((name, one) for name, one in kind.model_fields.items() if one.description))
 
 
 def _table(first: str, fields: Iterable[tuple[str, FieldInfo]]) -> str:

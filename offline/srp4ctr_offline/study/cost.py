@@ -6,6 +6,7 @@ kept with the results; they are measured anew when the models, the data or the n
 
 import hashlib
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ from srp4ctr_offline.run import write_json
 from srp4ctr_offline.study import flops
 from srp4ctr_offline.study.measured import prepared_of
 from srp4ctr_offline.study.plan import Cell
-from srp4ctr_offline.study.results import Results
+from srp4ctr_offline.study.results import Results, source_of
 
 CANDIDATES = (1, 100, 500)
 TIMED_CANDIDATES = (100, 500)
@@ -85,9 +86,9 @@ def cost_of(cells: Mapping[str, Cell], results: Results) -> Cost:
     """The costs of models of one protocol: what was measured of these before, or what is measured now."""
     digest = hashlib.sha256(json.dumps([f"{name} {_sizes(cell)}" for name, cell in cells.items()]).encode())
     digest.update(f"{version('torch')} {version('onnxruntime')} {ROUNDS} {RUNS}".encode())
-    # State bytes are by the layout's code, operations and times by the network's.
-    own = (state.__file__, flops.__file__, __file__)
-    for path in (*map(Path, own), *sorted(Path(next(iter(srp4ctr.nn.__path__))).rglob("*.py"))):
+    # State bytes are by the layout's code, operations and times by the network's, as they are counted and timed.
+    digest.update(source_of(state, flops, sys.modules[__name__]))
+    for path in sorted(Path(next(iter(srp4ctr.nn.__path__))).rglob("*.py")):
         digest.update(path.read_bytes())
     path = results.folder / "costs" / f"{digest.hexdigest()[:16]}.json"
     if not path.exists():

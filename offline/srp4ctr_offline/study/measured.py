@@ -1,7 +1,6 @@
 """What is there of each protocol of a study: planned cells, records, and the predictions to compare."""
 
 import hashlib
-import inspect
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from srp4ctr_offline.prepare import prepare
 from srp4ctr_offline.prepared import TEST, Ints, Prepared
 from srp4ctr_offline.study.compare import Compared
 from srp4ctr_offline.study.plan import Cell, StudyPlan
-from srp4ctr_offline.study.results import Results
+from srp4ctr_offline.study.results import Results, source_of
 
 Record = dict[str, Any]
 
@@ -133,8 +132,7 @@ def prepared_of(cell: Cell, results: Results) -> Prepared:
 
 def load_floors(results: Results, cell: Cell, prepared: Prepared, rows: Ints) -> dict[str, Floats]:
     """Predictions of the floors, computed once by their code and kept: `predictions/floors-<protocol>-<data>-<code>.parquet`."""
-    source = "".join(inspect.getsource(one) for one in (floors, rates))
-    digest = hashlib.sha256(source.encode()).hexdigest()
+    digest = hashlib.sha256(source_of(floors, rates)).hexdigest()
     name = f"floors-{cell.protocol}-{cell.data_key}-{digest[:8]}.parquet"
     path = results.folder / "predictions" / name
     row_id = pl.Series("row_id", prepared.rows.row_id[rows])

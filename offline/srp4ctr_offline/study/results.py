@@ -1,8 +1,10 @@
 """A study's results: one line of JSON for each finished cell, and its predictions beside it."""
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -75,3 +77,8 @@ class Results:
             raise DataError(f"{path} is of other rows; remove it and its line in {self.path}")
         probability: NDArray[np.float64] = frame["probability"].to_numpy()
         return probability
+
+
+def source_of(*modules: ModuleType) -> bytes:
+    """The modules' code, for a digest: what other code has computed is computed anew."""
+    return "".join(inspect.getsource(one) for one in modules).encode()

@@ -88,16 +88,14 @@ def chosen(plan: StudyPlan, only: Sequence[str]) -> list[Cell]:
     Raises ConfigError for a name that the plan lacks.
     """
     cells = list(plan.cells())
-    known = {name for cell in cells for name in (cell.protocol, f"{cell.protocol}.{cell.model}")}
-    unknown = sorted(set(only) - known)
+    names = {cell.key: {cell.protocol, f"{cell.protocol}.{cell.model}"} for cell in cells}
+    unknown = sorted(set(only).difference(*names.values()))
     if unknown:
         raise ConfigError(
             f"--only: the plan has no {', '.join(unknown)}; name a protocol ({', '.join(plan.protocols)}) or "
             "protocol.model"
         )
-    wanted = [
-        cell for cell in cells if not only or {cell.protocol, f"{cell.protocol}.{cell.model}"} & set(only)
-    ]
+    wanted = [cell for cell in cells if not only or names[cell.key] & set(only)]
     keys = {one.key for cell in wanted for one in (cell, cell.teacher) if one is not None}
     return [cell for cell in cells if cell.key in keys]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from srp4ctr.contract.transforms import Fields
 from srp4ctr.nn.attention import Block
 from srp4ctr.nn.baselines.parts import BaselineConfig, SequenceBaseline, mean_of_events
+from srp4ctr.nn.ctr import tower
 from srp4ctr.nn.dropout import Dropout
 
 
@@ -29,7 +30,7 @@ class Bst(SequenceBaseline):
             Block(width, config.heads, 4 * width, config.dropout) for _ in range(config.layers)
         )
         self.norm_output = nn.LayerNorm(width)
-        self.tower = self.new_tower(5 * width)
+        self.tower = tower(config, 5 * width)
 
     def forward(
         self,

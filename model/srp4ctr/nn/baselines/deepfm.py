@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from srp4ctr.contract.transforms import Field, Fields
 from srp4ctr.contract.vocabulary import PADDING
 from srp4ctr.nn.baselines.parts import Baseline, BaselineConfig, mean_of_events
+from srp4ctr.nn.ctr import tower
 from srp4ctr.nn.embedding import FieldEmbeddings
 
 
@@ -31,7 +32,7 @@ class DeepFm(Baseline):
         self.context_terms = FieldEmbeddings(fields.context, 1)
         self.history_term = nn.Linear(width, 1)
         count = len(fields.item) + len(fields.user) + len(fields.context) + 1
-        self.tower = self.new_tower(count * width)
+        self.tower = tower(config, count * width)
 
     def forward(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from srp4ctr.contract.transforms import Fields
 from srp4ctr.nn.baselines.parts import BaselineConfig, SequenceBaseline
+from srp4ctr.nn.ctr import tower
 
 
 class AttentionalUpdateGru(nn.Module):
@@ -45,7 +46,7 @@ class Dien(SequenceBaseline):
         self.extractor = nn.GRU(config.width, config.width, batch_first=True)
         self.attention = nn.Linear(config.width, config.width, bias=False)
         self.evolution = AttentionalUpdateGru(config.width)
-        self.tower = self.new_tower(5 * config.width)
+        self.tower = tower(config, 5 * config.width)
 
     def forward(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from srp4ctr.contract.transforms import Fields
 from srp4ctr.nn.baselines.parts import BaselineConfig, SequenceBaseline
+from srp4ctr.nn.ctr import tower
 
 
 class AttentionUnit(nn.Module):
@@ -49,7 +50,7 @@ class Din(SequenceBaseline):
     def __init__(self, config: BaselineConfig, fields: Fields, max_events: int) -> None:
         super().__init__(config, fields, max_events)
         self.attention = AttentionUnit(config)
-        self.tower = self.new_tower(5 * config.width)
+        self.tower = tower(config, 5 * config.width)
 
     def forward(
         self,

@@ -5,11 +5,11 @@ Shapes: U users, L events of a history, C candidates, W code columns, D width.
 
 import torch
 from pydantic import Field as Option
-from torch import Tensor, nn
+from torch import Tensor
 
 from srp4ctr.contract.transforms import Fields
 from srp4ctr.contract.vocabulary import PADDING
-from srp4ctr.nn.ctr import Count, CtrModel, Sizes, tower
+from srp4ctr.nn.ctr import Count, CtrModel, Sizes
 from srp4ctr.nn.embedding import FieldEmbeddings
 
 
@@ -28,10 +28,6 @@ class Baseline(CtrModel):
     def __init__(self, config: BaselineConfig, fields: Fields, max_events: int) -> None:
         super().__init__(fields, max_events)
         self.config = config
-
-    def new_tower(self, inputs: int) -> nn.Sequential:
-        """A fresh tower of the configuration's sizes."""
-        return tower(self.config, inputs)
 
 
 class SequenceBaseline(Baseline):
