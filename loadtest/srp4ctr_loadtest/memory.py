@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 
 from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr_loadtest.http_load import closed_loop
 from srp4ctr_loadtest.subject import Subject
@@ -58,7 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"memory: {error}")
+    sys.exit(exit_code("memory", main))

@@ -22,6 +22,7 @@ import psutil
 import uvloop
 
 from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr_loadtest.cores import on_core
 from srp4ctr_loadtest.http_load import Load, Request, closed_loop, connect, offer
@@ -214,7 +215,4 @@ def _print(version: str, found: float, rows: Sequence[Row], arguments: argparse.
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"overload: {error}")
+    sys.exit(exit_code("overload", main))

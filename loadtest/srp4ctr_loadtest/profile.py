@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from srp4ctr.contract.errors import DependencyMissing, Srp4ctrError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr_loadtest.http_load import closed_loop
 from srp4ctr_loadtest.peers.catalogue import PEERS
 from srp4ctr_loadtest.peers.contestants import Contestant, own_services, peer_contestant
@@ -90,7 +91,4 @@ def _py_spy() -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"profile: {error}")
+    sys.exit(exit_code("profile", main))

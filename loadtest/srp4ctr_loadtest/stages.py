@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr_loadtest.bench.costs import CONNECTIONS, KINDS, REQUESTS, ROUNDS, checked
 from srp4ctr_loadtest.bench.place import Place, Service
 from srp4ctr_loadtest.http_load import closed_loop
@@ -178,7 +178,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"stages: {error}")
+    sys.exit(exit_code("stages", main))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from srp4ctr import __version__
-from srp4ctr.contract.errors import DependencyMissing, Srp4ctrError
+from srp4ctr.contract.errors import DependencyMissing
+from srp4ctr.runtime.command import exit_code
 
 
 class Command(NamedTuple):
@@ -64,7 +65,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; what a user can mend ends in one line on standard error and exit code 1."""
+    """Run one sub-command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # How long torch's threads wait actively for one another. By default that is so long that on a busy machine they
     # lose their core to somebody else meanwhile (docs/log.md). It must be set before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    try:
+
+    def run() -> int:
         try:
             module = importlib.import_module(command.module)
         except ModuleNotFoundError as error:
@@ -87,12 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             raise DependencyMissing(error.name, command.extra) from error
         code: int = module.main(arguments[1:])
-    except Srp4ctrError as error:
-        print(f"srp4ctr {arguments[0]}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return code
+        return code
+
+    return exit_code(f"srp4ctr {arguments[0]}", run)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.serving import free_port, running_service
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.config import RunConfig, load_config
@@ -124,9 +124,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"demo: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("demo", main))

@@ -120,6 +120,14 @@ def test_ratios_are_of_medians_to_the_peers() -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "two"])
+def test_sizes_are_whole_numbers_above_0(text: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        peers.main(["bert4rec", "--config", "run.toml", "--layers", text])
+    assert ended.value.code == 2
+    assert f"argument --layers: {text!r} is no whole number of 1 or more" in capsys.readouterr().err
+
+
 def test_without_the_peers_it_says_how_to_get_them(tiny, tmp_path, capsys) -> None:
     """A comparison without the peers' environment ends with the command that makes it."""
     with pytest.raises(DataError, match=r"run: python -m srp4ctr_offline\.study\.peers install"):

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr_loadtest.bench import beside, costs, encoding, health, latency, state_bytes, workers
 from srp4ctr_loadtest.bench.findings import Part, table
 from srp4ctr_loadtest.bench.kept import kept
@@ -74,7 +74,4 @@ def _print(place: Place, parts: Mapping[str, Part]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"bench: {error}")
+    sys.exit(exit_code("bench", main))

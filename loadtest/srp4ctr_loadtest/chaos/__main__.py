@@ -19,6 +19,7 @@ import numpy as np
 
 from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.contract.events import RawEvent
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_loadtest.chaos.acts import Acts
 from srp4ctr_loadtest.chaos.aftermath import examine, snapshot, wait_for_workers
@@ -151,9 +152,4 @@ def main() -> int:
 if __name__ == "__main__":
     # So that what was started is ended, too, however this process is asked to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"chaos: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("chaos", main))

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.runtime.bundle import find_bundle
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_loadtest.cores import on_core
 from srp4ctr_loadtest.freshness import events, full_length, rollback, sizes
@@ -158,7 +158,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"freshness: {error}")
+    sys.exit(exit_code("freshness", main))

@@ -26,7 +26,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TypeVar
 
-from srp4ctr.contract.errors import ConfigError, Srp4ctrError
+from srp4ctr.contract.errors import ConfigError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_loadtest.load import report
 from srp4ctr_loadtest.load.alone import questions_alone
@@ -200,9 +201,4 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     # So that the service and Redis that were started are ended, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"load: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(exit_code("load", main))

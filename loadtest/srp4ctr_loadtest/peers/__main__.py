@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr_loadtest.peers import report
 from srp4ctr_loadtest.peers.catalogue import chosen
 from srp4ctr_loadtest.peers.install import FOLDER, install
@@ -55,7 +55,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"peers: {error}")
+    sys.exit(exit_code("peers", main))

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srp4ctr.contract.errors import DataError, Srp4ctrError
+from srp4ctr.contract.errors import DataError
 from srp4ctr.runtime.bundle import Bundle, find_bundle
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.metrics import Quality, evaluate_rows
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.columns import numbers_of
@@ -217,7 +218,4 @@ def exported(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"delays: {error}")
+    sys.exit(exit_code("delays", main))

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from srp4ctr.contract.errors import DataError, Srp4ctrError
+from srp4ctr.contract.errors import DataError
 from srp4ctr.nn.baselines import Din
+from srp4ctr.runtime.command import exit_code
 from srp4ctr_offline.batches import folded, windows
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.prepared import TRAIN, Prepared
@@ -286,6 +287,12 @@ def compare_bert4rec(arguments: argparse.Namespace, config: RunConfig, prepared:
     }
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one comparison; its last line is the result as JSON."""
     parser = argparse.ArgumentParser(prog="python -m srp4ctr_offline.study.peers", description=__doc__)
@@ -303,19 +310,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--config", type=Path, required=True, help="a run's TOML file; the run is prepared"
             )
             command.add_argument("--run", type=Path, help="the run's folder, where it is not the usual one")
-            command.add_argument("--repeats", type=int, default=3, help="runs of each, in turn (3)")
+            command.add_argument("--repeats", type=_count, default=3, help="runs of each, in turn (3)")
         if name == "din":
-            command.add_argument("--steps", type=int, default=10, help="timed steps a run (10)")
+            command.add_argument("--steps", type=_count, default=10, help="timed steps a run (10)")
         if name == "bert4rec":
-            command.add_argument("--batch", type=int, default=64, help="sequences a step (64)")
+            command.add_argument("--batch", type=_count, default=64, help="sequences a step (64)")
             command.add_argument(
-                "--layers", type=int, help="of the encoder, on both sides (default: the configuration's)"
+                "--layers", type=_count, help="of the encoder, on both sides (default: the configuration's)"
             )
             command.add_argument(
-                "--feed-forward", type=int, help="its feed-forward layers' width, in widths; likewise"
+                "--feed-forward", type=_count, help="its feed-forward layers' width, in widths; likewise"
             )
     arguments = parser.parse_args(argv)
-    try:
+
+    def run() -> int:
         if arguments.command == "install":
             install(arguments.peers)
             return 0
@@ -323,11 +331,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, folder = resolve(arguments)
         prepared = Prepared.load(folder / "prepared")
         result = compare[arguments.command](arguments, config, prepared)
-    except Srp4ctrError as error:
-        print(f"peers {arguments.command}: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps({"comparison": arguments.command, "data": config.name, **result}))
-    return 0
+        print(json.dumps({"comparison": arguments.command, "data": config.name, **result}))
+        return 0
+
+    return exit_code(f"peers {arguments.command}", run)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.nn.export import PlainScorerGraph, export_graph
 from srp4ctr.runtime.bundle import find_bundle
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.plain_scorer import plain_path
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.checkpoint import load_model
@@ -45,7 +45,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"plain_graph: {error}")
+    sys.exit(exit_code("plain_graph", main))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from srp4ctr.contract.errors import ConfigError, Srp4ctrError
+from srp4ctr.contract.errors import ConfigError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.settings import StoreSettings, read_settings
 from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.measured import prepared_of
@@ -143,7 +144,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Srp4ctrError as error:
-        sys.exit(f"study: {error}")
+    sys.exit(exit_code("study", lambda: main(sys.argv[1:])))

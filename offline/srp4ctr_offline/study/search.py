@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from srp4ctr.contract.errors import Srp4ctrError
+from srp4ctr.runtime.command import exit_code
 from srp4ctr_offline.study.entries import cpu_minutes
 from srp4ctr_offline.study.markdown import minutes_text, number, table
 from srp4ctr_offline.study.measured import Record
@@ -112,7 +112,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Srp4ctrError as error:
-        sys.exit(f"search: {error}")
+    sys.exit(exit_code("search", lambda: main(sys.argv[1:])))

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srp4ctr.contract.errors import Srp4ctrError
 from srp4ctr.runtime.bundle import Bundle, find_bundle
+from srp4ctr.runtime.command import exit_code
 from srp4ctr.runtime.metrics import Quality, evaluate_rows
 from srp4ctr.runtime.plain_scorer import plain_path
 from srp4ctr.runtime.settings import StoreSettings, read_settings
@@ -179,7 +179,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Srp4ctrError as error:
-        sys.exit(f"variants: {error}")
+    sys.exit(exit_code("variants", main))
