@@ -16,6 +16,9 @@ from srp4ctr.contract.vocabulary import FIRST_VALUE
 Vectors = Callable[[Tensor | None], Tensor]
 """Embeddings [K, D] of the values given, or [V, D] of all."""
 
+Logits = Callable[[Tensor | None], Tensor]
+"""Logits [M, K] of the values given, or [M, V] of all."""
+
 
 class FieldHead(nn.Module):
     """Recovers one field's codes; what is unknown or missing is no target."""
@@ -69,21 +72,27 @@ class ItemHead(nn.Module):
         self.register_buffer("log_chance_V", chance_V.log().float())
         self.register_buffer("cumulative_V", chance_V.cumsum(0))
 
-    def forward(self, h_MD: Tensor, codes_M: Tensor, vectors: Vectors) -> Tensor:
-        """Mean loss of M positions."""
+    def forward(self, h_MD: Tensor, codes_M: Tensor, vectors: Vectors, added: Logits | None = None) -> Tensor:
+        """Mean loss of M positions, whose logits are those of `added` more."""
         has_target = codes_M >= FIRST_VALUE
         if not has_target.any():
             return h_MD.sum() * 0.0
         target_M = codes_M[has_target].long() - FIRST_VALUE
         h_MD = h_MD[has_target]
         if self.values <= self.sample:
-            return F.cross_entropy(self.logits(h_MD, vectors), target_M)
+            logits_MV = self.logits(h_MD, vectors)
+            if added is not None:
+                logits_MV = logits_MV + added(None)[has_target]
+            return F.cross_entropy(logits_MV, target_M)
         lottery_K = torch.rand(self.sample, dtype=torch.float64, device=h_MD.device)
         drawn_K = torch.searchsorted(self.cumulative_V, lottery_K).clamp(max=self.values - 1)
         query_MD = F.gelu(self.transform(h_MD))
         own_M = (query_MD * vectors(target_M)).sum(-1) + self.bias[target_M]
         times_drawn_K = self.log_chance_V[drawn_K] + math.log(self.sample)
         others_MK = query_MD @ vectors(drawn_K).T + self.bias[drawn_K] - times_drawn_K
+        if added is not None:
+            own_M = own_M + added(target_M)[has_target].diagonal()
+            others_MK = others_MK + added(drawn_K)[has_target]
         # A negative that happens to be the target would be told to be right and wrong at once.
         others_MK = others_MK.masked_fill(drawn_K == target_M[:, None], float("-inf"))
         logits_MK = torch.cat([own_M[:, None], others_MK], dim=1)

@@ -7,6 +7,7 @@ cross-attention and tower learn before any fine-tuning what they will be asked f
 """
 
 import math
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -19,7 +20,8 @@ from srp4ctr.contract.schema import Strict
 from srp4ctr.contract.transforms import Field, Fields
 from srp4ctr.contract.vocabulary import PADDING, UNKNOWN
 from srp4ctr.nn.embedding import mask_codes
-from srp4ctr.nn.heads import FieldHead, ItemHead
+from srp4ctr.nn.heads import FieldHead, ItemHead, Logits
+from srp4ctr.nn.matches import AttributeMatches
 from srp4ctr.nn.model import Srp4Ctr, State
 
 
@@ -33,6 +35,12 @@ class MaskingConfig(Strict):
     item_target: Literal["id", "item"] = Option(
         default="id",
         description="what a hidden item is compared with: id embeddings, or those with attributes added",
+    )
+    attribute_matches: int = Option(
+        default=0,
+        ge=0,
+        description="attention heads that point at the history's values of each item attribute: items that share them get "
+        "higher logits; 0: none",
     )
     sampled_items: int = Option(
         default=20_000, ge=1, description="items that are drawn a step where the catalogue has more"
@@ -107,6 +115,9 @@ class PretrainObjective(nn.Module):
         self.catalogue_VW: Tensor
         self.register_buffer("catalogue_VW", catalogue_VW)
         self.item_head = ItemHead(counts_V, width, masking.sampled_items)
+        self.matches: AttributeMatches | None = None
+        if masking.attribute_matches and fields.item[1:]:
+            self.matches = AttributeMatches(fields.item[1:], width, masking.attribute_matches, catalogue_VW)
         self.attribute_heads = nn.ModuleList(FieldHead(field, width, tied=True) for field in fields.item[1:])
         self.behaviour_heads = nn.ModuleList(
             FieldHead(field, width, tied=False) for field in fields.behaviour
@@ -148,7 +159,7 @@ class PretrainObjective(nn.Module):
         h_ULD = encoded.output_USD[:, :-1]
         losses: dict[str, Tensor] = {}
         if masking.item_weight:
-            losses |= self._item_losses(model, h_ULD, items_ULW, hidden_ULF)
+            losses |= self._item_losses(model, h_ULD, items_ULW, masked_items_ULW, hidden_ULF)
         if masking.recovers_behaviours:
             losses |= self._behaviour_losses(fields, h_ULD, behaviours_ULW, place_UK, drawn_UK)
         if masking.candidate_weight and (fields.behaviour or (labels_UL >= 0).any()):
@@ -168,8 +179,21 @@ class PretrainObjective(nn.Module):
         ).sum()
         return losses
 
+    def item_logits(self, model: Srp4Ctr, h_ULD: Tensor, shown_ULW: Tensor, hidden_UL: Tensor) -> Tensor:
+        """Logits [M, V] of all items, of the M positions of `hidden_UL`; `shown_ULW` are the codes that were encoded."""
+        logits_MV = self.item_head.logits(
+            h_ULD[hidden_UL], lambda values_K: self.item_vectors(model, values_K)
+        )
+        added = self._matches(h_ULD, shown_ULW, hidden_UL)
+        return logits_MV if added is None else logits_MV + added(None)
+
+    def _matches(self, h_ULD: Tensor, shown_ULW: Tensor, hidden_UL: Tensor) -> Logits | None:
+        if self.matches is None:
+            return None
+        return partial(self.matches.logits, self.matches.bags(h_ULD, shown_ULW, hidden_UL))
+
     def _item_losses(
-        self, model: Srp4Ctr, h_ULD: Tensor, items_ULW: Tensor, hidden_ULF: Tensor
+        self, model: Srp4Ctr, h_ULD: Tensor, items_ULW: Tensor, shown_ULW: Tensor, hidden_ULF: Tensor
     ) -> dict[str, Tensor]:
         """Hidden ids, and hidden attributes where those are asked for, by the encoder's output."""
         hidden_UL = hidden_ULF[..., 0]
@@ -178,6 +202,7 @@ class PretrainObjective(nn.Module):
                 h_ULD[hidden_UL],
                 items_ULW[hidden_UL][:, 0],
                 lambda values_K: self.item_vectors(model, values_K),
+                self._matches(h_ULD, shown_ULW, hidden_UL),
             )
         }
         if self.masking.attributes:

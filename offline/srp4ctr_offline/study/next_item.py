@@ -98,9 +98,8 @@ def _logits(
             (model.fields.behaviour, torch.from_numpy(behaviours)),
         )
     ]
-    encoded = model.encode_history(*with_hidden)
-    h_UD = encoded.output_USD[:, -2]
-    logits: NDArray[np.float32] = objective.item_head.logits(
-        h_UD, lambda values_K: objective.item_vectors(model, values_K)
-    ).numpy()
+    h_ULD = model.encode_history(*with_hidden).output_USD[:, :-1]
+    hidden_UL = torch.zeros(h_ULD.shape[:2], dtype=torch.bool)
+    hidden_UL[:, -1] = True
+    logits: NDArray[np.float32] = objective.item_logits(model, h_ULD, with_hidden[0], hidden_UL).numpy()
     return logits
