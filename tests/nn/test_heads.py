@@ -174,3 +174,37 @@ def test_unknown_items_are_no_targets(sample) -> None:
     assert nothing.item() == 0
     assert not h.grad.any()
     assert item_loss(head, embeddings, h[:0], torch.empty(0, dtype=torch.int32)).item() == 0
+
+
+@pytest.mark.parametrize("sample", [300, 60], ids=["full", "sampled"])
+def test_what_is_added_to_logits_counts(sample) -> None:
+    """The same for all items changes nothing; more for the target alone makes it likelier by as much."""
+    head, embeddings = item_head(SKEWED, sample)
+    h, targets = torch.randn(2, WIDTH), torch.tensor([7, UNKNOWN - FIRST_VALUE])
+
+    def loss(by_item: torch.Tensor) -> float:
+        torch.manual_seed(5)
+        added = by_item.expand(2, -1)
+        value = head(
+            h,
+            targets + FIRST_VALUE,
+            lambda values: embeddings if values is None else embeddings[values],
+            lambda values: added if values is None else added[:, values],
+        )
+        return value.item()
+
+    nothing = torch.zeros(len(SKEWED))
+    without = loss(nothing)
+    assert loss(nothing + 3) == pytest.approx(without, rel=1e-4)
+    more = loss(nothing.index_fill(0, torch.tensor([7]), 1.5))
+    odds, odds_more = (1 / math.expm1(one) for one in (without, more))
+    assert odds_more / odds == pytest.approx(math.exp(1.5), rel=1e-3)
+
+
+def test_a_linear_query_is_compared_as_it_is() -> None:
+    head = ItemHead(torch.ones(3), 2, 10, linear=True)
+    with torch.no_grad():
+        head.transform.weight.copy_(torch.eye(2))
+        head.transform.bias.zero_()
+    h, items = torch.tensor([[-1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    assert head.logits(h, lambda _: items).tolist() == [[-1.0, 2.0, 1.0]]

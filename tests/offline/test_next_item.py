@@ -16,6 +16,7 @@ from srp4ctr_offline.pretrain import new_objective, pretrain
 from srp4ctr_offline.study.next_item import NEGATIVES, hit_rate, ndcg, rank_next
 
 ITEMS = 130
+PER_BRAND = 10
 EVENTS = 9
 
 
@@ -35,9 +36,12 @@ def made_up(folder, paths: list[list[int]]) -> tuple[RunConfig, Prepared]:
         ]
     )
     rows.write_parquet(folder / "rows.parquet")
-    pl.DataFrame({"item_id": [f"i{item:03}" for item in range(ITEMS)]}).write_parquet(
-        folder / "items.parquet"
-    )
+    pl.DataFrame(
+        {
+            "item_id": [f"i{item:03}" for item in range(ITEMS)],
+            "brand": [f"b{item // PER_BRAND}" for item in range(ITEMS)],
+        }
+    ).write_parquet(folder / "items.parquet")
     rows.select(pl.col("user_id").unique()).write_parquet(folder / "users.parquet")
     config = RunConfig.model_validate(
         {
@@ -119,6 +123,28 @@ def test_the_target_itself_is_not_seen(ring) -> None:
     assert all(torch.equal(one, two) for one, (_, two) in zip(mine, seen, strict=True))
     # Eight events precede the target, a history holds eight, and one place is the hidden event's.
     assert {padding.shape[1] for padding, _ in seen} == {8}
+
+
+def test_a_brand_that_the_history_has_is_pointed_at(tmp_path) -> None:
+    """Users who keep to a brand, in no order: one epoch with matches finds their next item, and one without does not."""
+    drawn = np.random.default_rng(1)
+    brands = list(range(ITEMS // PER_BRAND)) * 20
+    paths = [(brand * PER_BRAND + drawn.permutation(PER_BRAND)[:EVENTS]).tolist() for brand in brands]
+    config, _ = made_up(tmp_path, paths)
+    raw = config.model_dump(mode="json", by_alias=True)
+    raw["schema"]["item_attributes"] = [{"name": "brand", "type": "categorical"}]
+    raw["pretrain"] |= {"epochs": 1, "learning_rate": 1e-4}
+    hits = {}
+    for heads in (0, 2):
+        raw["pretrain"]["masking"]["attribute_matches"] = heads
+        asked = RunConfig.model_validate(raw)
+        prepared = prepare(asked)
+        trained = pretrain(asked, prepared)
+        hits[heads] = hit_rate(rank_next(trained.model, trained.objective, prepared, back=0).sampled)
+    assert hits[2] > 0.9
+    assert hits[0] < 0.5
+    assert trained.objective.matches is not None
+    assert all((worth != 1).any() for worth in trained.objective.matches.worth)
 
 
 FIVE = 5

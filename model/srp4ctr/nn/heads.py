@@ -58,9 +58,13 @@ class ItemHead(nn.Module):
     estimate of the sum over all items. The target is not drawn but added, so that its own logit stays as it is.
     """
 
-    def __init__(self, counts_V: Tensor, width: int, sample: int) -> None:
-        """`counts_V` are the items' training events; with more than `sample` items that many are drawn a step."""
+    def __init__(self, counts_V: Tensor, width: int, sample: int, *, linear: bool = False) -> None:
+        """`counts_V` are the items' training events; with more than `sample` items that many are drawn a step.
+
+        What is compared with the items is linear in the encoding, or goes through a GELU as in BERT.
+        """
         super().__init__()
+        self.linear = linear
         self.values = len(counts_V)
         self.sample = sample
         self.transform = nn.Linear(width, width)
@@ -86,7 +90,7 @@ class ItemHead(nn.Module):
             return F.cross_entropy(logits_MV, target_M)
         lottery_K = torch.rand(self.sample, dtype=torch.float64, device=h_MD.device)
         drawn_K = torch.searchsorted(self.cumulative_V, lottery_K).clamp(max=self.values - 1)
-        query_MD = F.gelu(self.transform(h_MD))
+        query_MD = self._query(h_MD)
         own_M = (query_MD * vectors(target_M)).sum(-1) + self.bias[target_M]
         times_drawn_K = self.log_chance_V[drawn_K] + math.log(self.sample)
         others_MK = query_MD @ vectors(drawn_K).T + self.bias[drawn_K] - times_drawn_K
@@ -100,5 +104,9 @@ class ItemHead(nn.Module):
 
     def logits(self, h_MD: Tensor, vectors: Vectors) -> Tensor:
         """Logits [M, V] of all items."""
-        logits_MV: Tensor = F.gelu(self.transform(h_MD)) @ vectors(None).T + self.bias
+        logits_MV: Tensor = self._query(h_MD) @ vectors(None).T + self.bias
         return logits_MV
+
+    def _query(self, h_MD: Tensor) -> Tensor:
+        query_MD: Tensor = self.transform(h_MD)
+        return query_MD if self.linear else F.gelu(query_MD)

@@ -36,6 +36,9 @@ class MaskingConfig(Strict):
         default="id",
         description="what a hidden item is compared with: id embeddings, or those with attributes added",
     )
+    item_query: Literal["gelu", "linear"] = Option(
+        default="gelu", description="what of an encoding is compared with items: a GELU of it, or all of it"
+    )
     attribute_matches: int = Option(
         default=0,
         ge=0,
@@ -114,7 +117,9 @@ class PretrainObjective(nn.Module):
         self.masking = masking
         self.catalogue_VW: Tensor
         self.register_buffer("catalogue_VW", catalogue_VW)
-        self.item_head = ItemHead(counts_V, width, masking.sampled_items)
+        self.item_head = ItemHead(
+            counts_V, width, masking.sampled_items, linear=masking.item_query == "linear"
+        )
         self.matches: AttributeMatches | None = None
         if masking.attribute_matches and fields.item[1:]:
             self.matches = AttributeMatches(fields.item[1:], width, masking.attribute_matches, catalogue_VW)

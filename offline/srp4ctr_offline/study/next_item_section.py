@@ -42,7 +42,7 @@ def next_item_section(measured: Measured, plots: Path) -> list[str]:
         f"## {measured.protocol}",
         (
             f"Next item, leave one out: a user's last event is the test target, the one before it the validation target. "
-            f"The pre-trained encoder alone ranks it against {NEGATIVES} items drawn uniformly from those that the user never "
+            f"Pre-training alone, the encoder and its item head, ranks it against {NEGATIVES} items drawn uniformly from those that the user never "
             f"had, and against all items but the user's own earlier ones; hit rate and NDCG of the first {TOP}, mean ± "
             "standard deviation over seeds. Users whose target was in no training event, and so has no id, are left out."
         ),
