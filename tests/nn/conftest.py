@@ -115,12 +115,16 @@ def make_batch(lengths, fields: Fields = FIELDS, seed: int = 0) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One call of the objective; `asked` holds the vectors [M, D] and the codes [M, V] that each head was given."""
+    """One call of the objective; `asked` holds the vectors [M, D] and the codes [M, V] that each head was given.
+
+    `matched` is what attribute matches added to the items' logits, where there are any.
+    """
 
     model: Spy
     objective: PretrainObjective
     losses: dict[str, torch.Tensor]
     asked: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    matched: list[torch.Tensor]
 
     @property
     def given(self) -> dict[str, torch.Tensor]:
@@ -162,9 +166,15 @@ def apply_objective(
     model = Spy(sizes, fields, batch.items.shape[1])
     objective = PretrainObjective(fields, sizes.width, MaskingConfig(**masking), catalogue, counts)
     asked: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    objective.item_head.register_forward_hook(
-        lambda _, args, __: asked.update({"item.id": (args[0], args[1][:, None])})
-    )
+    matched: list[torch.Tensor] = []
+
+    def note_items(_, args, __) -> None:
+        encodings, codes, _, added = args
+        asked["item.id"] = (encodings, codes[:, None])
+        if added is not None:
+            matched.append(added(None))
+
+    objective.item_head.register_forward_hook(note_items)
     for kind, heads in (
         ("item", objective.attribute_heads),
         ("behaviour", objective.behaviour_heads),
@@ -175,7 +185,7 @@ def apply_objective(
             head.register_forward_hook(lambda _, args, __, name=name: asked.update({name: args[:2]}))
     torch.manual_seed(seed)
     losses = objective(model, batch.items, batch.behaviours, batch.labels, batch.users)
-    return Outcome(model, objective, losses, asked)
+    return Outcome(model, objective, losses, asked, matched)
 
 
 def place_of(row: torch.Tensor, rows: torch.Tensor) -> tuple[int, ...]:

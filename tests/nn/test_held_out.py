@@ -35,7 +35,13 @@ def one_state(request, sizes):
 def test_a_held_out_event_leaves_no_trace(make_batch, recover, one_state) -> None:
     """Neither the item nor the behaviour nor the label of a held-out event changes what its item then attends to."""
     batch, other = make_batch(LENGTHS), make_batch(LENGTHS, seed=1)
-    options = {"sizes": one_state, "held_out_rate": 0.3, "item_rate": 0.3, "next_item_rate": 0.5}
+    options = {
+        "sizes": one_state,
+        "held_out_rate": 0.3,
+        "item_rate": 0.3,
+        "next_item_rate": 0.5,
+        "attribute_matches": 2,
+    }
     true = recover(batch, **options)
     held = held_out(batch, true)
     assert held.any()
@@ -44,6 +50,7 @@ def test_a_held_out_event_leaves_no_trace(make_batch, recover, one_state) -> Non
     items = torch.where(held[..., None], other.items, batch.items)
     spoilt = recover(dataclasses.replace(batch, items=items, behaviours=behaviours, labels=labels), **options)
     assert torch.equal(true.given["items"], spoilt.given["items"])
+    assert torch.equal(true.matched[0], spoilt.matched[0])
     shown = F.pad(~held, (0, 1), value=True)
     for name in ("history", "bias", "read.history"):
         assert torch.equal(true.given[name][shown], spoilt.given[name][shown]), name

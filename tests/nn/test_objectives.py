@@ -16,7 +16,7 @@ from srp4ctr.nn.objectives import MaskingConfig, drop_to_unknown
 def test_a_hidden_item_cannot_be_seen(fields, make_batch, recover, whole_item_rate) -> None:
     """What is hidden of an item changes the targets alone: neither the encoder's input nor any vector it gives."""
     batch, other = make_batch([12, 5, 9]), make_batch([12, 5, 9], seed=1)
-    options = {"item_rate": 0.4, "whole_item_rate": whole_item_rate}
+    options = {"item_rate": 0.4, "whole_item_rate": whole_item_rate, "attribute_matches": 2}
     true = recover(batch, **options)
     hidden = true.hidden_items()
     assert hidden.any()
@@ -25,6 +25,9 @@ def test_a_hidden_item_cannot_be_seen(fields, make_batch, recover, whole_item_ra
     )
     for name in ("items", "behaviours", "history", "layers", "bias"):
         assert torch.equal(true.given[name], spoilt.given[name]), name
+    (matched,), (same,) = true.matched, spoilt.matched
+    assert matched.any()
+    assert torch.equal(matched, same)
     for field in fields.item:
         assert true.losses[f"item.{field.name}"] != spoilt.losses[f"item.{field.name}"]
     shown = recover(
@@ -169,7 +172,8 @@ def test_hidden_ids_teach_all_embeddings(fields, make_batch, recover) -> None:
     assert (rows[FIRST_VALUE : fields.item[0].size] > 0).all()
 
 
-def test_a_batch_without_targets_is_harmless(make_batch, recover) -> None:
+@pytest.mark.parametrize("heads", [0, 2])
+def test_a_batch_without_targets_is_harmless(make_batch, recover, heads) -> None:
     """Where all is unknown, missing or padding, the losses are zero and the gradients finite."""
     events = make_batch([6, 2, 0])
     nothing = dataclasses.replace(
@@ -179,11 +183,20 @@ def test_a_batch_without_targets_is_harmless(make_batch, recover) -> None:
         labels=torch.full_like(events.labels, -1),
     )
     for batch in (nothing, make_batch([0, 0])):
-        outcome = recover(batch, item_rate=0.9, behaviour_rate=0.9)
+        outcome = recover(batch, item_rate=0.9, behaviour_rate=0.9, attribute_matches=heads)
         assert {loss.item() for loss in outcome.losses.values()} == {0.0}
         found = outcome.gradients()
         assert found
         assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+@pytest.mark.parametrize("sampled", [20_000, 5], ids=["full", "sampled"])
+def test_all_parts_of_matches_learn(make_batch, recover, sampled) -> None:
+    """Where to look, how strongly, and what values are worth, by the full softmax and the sampled one."""
+    outcome = recover(make_batch([12, 9]), item_rate=0.4, attribute_matches=2, sampled_items=sampled)
+    found = {name: grad for name, grad in outcome.gradients().items() if name.startswith("matches.")}
+    assert {name.split(".")[1] for name in found} == {"query", "key", "strength", "worth"}
+    assert all(gradient.any() for name, gradient in found.items() if not name.startswith("matches.key.bias"))
 
 
 def test_only_event_labels_reach_the_tower(make_batch, recover) -> None:

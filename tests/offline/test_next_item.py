@@ -126,7 +126,7 @@ def test_the_target_itself_is_not_seen(ring) -> None:
 
 
 def test_a_brand_that_the_history_has_is_pointed_at(tmp_path) -> None:
-    """Users who keep to a brand, in no order: one epoch with matches finds their next item, and one without does not."""
+    """Users who keep to a brand, in no order: matches find their next item at once, and a model without does not."""
     drawn = np.random.default_rng(1)
     brands = list(range(ITEMS // PER_BRAND)) * 20
     paths = [(brand * PER_BRAND + drawn.permutation(PER_BRAND)[:EVENTS]).tolist() for brand in brands]

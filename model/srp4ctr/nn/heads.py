@@ -77,7 +77,7 @@ class ItemHead(nn.Module):
         self.register_buffer("cumulative_V", chance_V.cumsum(0))
 
     def forward(self, h_MD: Tensor, codes_M: Tensor, vectors: Vectors, added: Logits | None = None) -> Tensor:
-        """Mean loss of M positions, whose logits are those of `added` more."""
+        """Mean loss of M positions, `added` gives what is added to the logits."""
         has_target = codes_M >= FIRST_VALUE
         if not has_target.any():
             return h_MD.sum() * 0.0

@@ -3,7 +3,8 @@
 A product of two vectors of some dozen numbers cannot say of each of hundreds of brands whether the history had it. Attention over
 the events' own attributes can: it points at values that are there, as pointer networks do at words (Vinyals et al., 2015).
 
-Shapes: U users, L events, M hidden positions, D width, H heads, V items, K some of them, S values of a field.
+Shapes: U users, L events, M hidden positions, D width, A attributes, H heads, E width of a key, V items, K some of them, S values of
+an attribute, C of them that one item has, J all that a history shows.
 """
 
 import math
@@ -20,7 +21,10 @@ KEY_WIDTH = 16
 
 
 class AttributeMatches(nn.Module):
-    """For each item attribute, attention from a hidden position to the values that the history's events show."""
+    """For each item attribute, attention from a hidden position to the values that the history's events show.
+
+    An item that is hidden by its id alone still shows its attributes to the encoder, and to this.
+    """
 
     def __init__(self, attributes: Sequence[Field], width: int, heads: int, catalogue_VW: Tensor) -> None:
         """`catalogue_VW` are the items' codes, in the order of their ids."""
@@ -46,23 +50,23 @@ class AttributeMatches(nn.Module):
         user_M, _ = hidden_UL.nonzero(as_tuple=True)
         h_MD = h_ULD[hidden_UL]
         split = (len(self.attributes), self.heads)
-        query_MAHX = self.query(h_MD).view(*h_MD.shape[:-1], *split, KEY_WIDTH)
-        key_ULAHX = self.key(h_ULD).view(*h_ULD.shape[:-1], *split, KEY_WIDTH)
+        query_MAHE = self.query(h_MD).view(*h_MD.shape[:-1], *split, KEY_WIDTH)
+        key_ULAHE = self.key(h_ULD).view(*h_ULD.shape[:-1], *split, KEY_WIDTH)
         strength_MAH = F.softplus(self.strength(h_MD)).view(-1, *split)
         bags = []
         for index, (field, worth_HS) in enumerate(zip(self.attributes, self.worth, strict=True)):
-            codes_MLV = shown_ULW[user_M][..., field.start : field.start + field.width].long()
-            there_MLV = (codes_MLV >= FIRST_VALUE) & (codes_MLV < field.size)
-            logit_MHL = torch.einsum("mhx,mlhx->mhl", query_MAHX[:, index], key_ULAHX[user_M, :, index])
+            codes_MLC = shown_ULW[user_M][..., field.start : field.start + field.width].long()
+            there_MLC = (codes_MLC >= FIRST_VALUE) & (codes_MLC < field.size)
+            logit_MHL = torch.einsum("mhx,mlhx->mhl", query_MAHE[:, index], key_ULAHE[user_M, :, index])
             logit_MHL = logit_MHL / math.sqrt(KEY_WIDTH)
-            logit_MHL = logit_MHL.masked_fill(~there_MLV.any(-1)[:, None], float("-inf"))
+            logit_MHL = logit_MHL.masked_fill(~there_MLC.any(-1)[:, None], float("-inf"))
             # Something else to attend to, so that a history without any such value is an ordinary one.
             weight_MHL = F.pad(logit_MHL, (0, 1)).softmax(-1)[..., :-1]
-            share_MLV = there_MLV / there_MLV.sum(-1, keepdim=True).clamp(min=1)
-            weight_MHX = (weight_MHL[..., None] * share_MLV[:, None]).flatten(2)
-            code_MHX = codes_MLV.where(there_MLV, PADDING)[:, None].expand(-1, self.heads, -1, -1).flatten(2)
-            bag_MHS = weight_MHX.new_zeros(len(h_MD), self.heads, field.size)
-            bag_MHS = bag_MHS.scatter_add(2, code_MHX, weight_MHX)
+            share_MLC = there_MLC / there_MLC.sum(-1, keepdim=True).clamp(min=1)
+            weight_MHJ = (weight_MHL[..., None] * share_MLC[:, None]).flatten(2)
+            code_MHJ = codes_MLC.where(there_MLC, PADDING)[:, None].expand(-1, self.heads, -1, -1).flatten(2)
+            bag_MHS = weight_MHJ.new_zeros(len(h_MD), self.heads, field.size)
+            bag_MHS = bag_MHS.scatter_add(2, code_MHJ, weight_MHJ)
             bags.append((bag_MHS * worth_HS * strength_MAH[:, index, :, None]).sum(1))
         return bags
 
@@ -71,6 +75,6 @@ class AttributeMatches(nn.Module):
         codes_KW = self.catalogue_VW if values_K is None else self.catalogue_VW[values_K]
         total_KM = torch.zeros(len(codes_KW), len(bags[0]), device=codes_KW.device)
         for field, bag_MS in zip(self.attributes, bags, strict=True):
-            codes_KV = codes_KW[:, field.start : field.start + field.width]
-            total_KM = total_KM + F.embedding_bag(codes_KV.long(), bag_MS.T.contiguous(), mode="sum")
+            codes_KC = codes_KW[:, field.start : field.start + field.width]
+            total_KM = total_KM + F.embedding_bag(codes_KC.long(), bag_MS.T.contiguous(), mode="sum")
         return total_KM.T

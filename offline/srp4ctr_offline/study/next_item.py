@@ -1,4 +1,4 @@
-"""Next-item ranking, leave one out: the pre-trained encoder alone, as sequential recommenders are measured.
+"""Next-item ranking, leave one out: the pre-trained encoder and its item head, as sequential recommenders are measured.
 
 A user's last event is the test target and the last but one the validation target; what precedes it is the history.
 The target is ranked against 99 items that are drawn uniformly from those the user never had (the protocol of Kang
