@@ -169,10 +169,10 @@ def apply_objective(
     matched: list[torch.Tensor] = []
 
     def note_items(_, args, __) -> None:
-        encodings, codes, _, added = args
+        encodings, codes, _, said = args
         asked["item.id"] = (encodings, codes[:, None])
-        if added is not None:
-            matched.append(added(None))
+        if said is not None:
+            matched.append(said.logits())
 
     objective.item_head.register_forward_hook(note_items)
     for kind, heads in (

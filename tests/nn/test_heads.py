@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from srp4ctr.contract.transforms import Field
 from srp4ctr.contract.vocabulary import FIRST_VALUE, PADDING, UNKNOWN
 from srp4ctr.nn.heads import FieldHead, ItemHead
+from srp4ctr.nn.matches import Matched
 
 
 def head_of(kind: str, *, tied: bool = False) -> FieldHead:
@@ -73,10 +74,12 @@ def item_head(counts: torch.Tensor, sample: int) -> tuple[ItemHead, torch.Tensor
     return head, torch.randn(len(counts), WIDTH).requires_grad_()
 
 
-def item_loss(head: ItemHead, embeddings: torch.Tensor, h: torch.Tensor, codes) -> torch.Tensor:
+def item_loss(
+    head: ItemHead, embeddings: torch.Tensor, h: torch.Tensor, codes, said: Matched | None = None
+) -> torch.Tensor:
     """The head's loss of codes; the embeddings are looked up as the objective does it."""
     return head(
-        h, torch.as_tensor(codes), lambda values: embeddings if values is None else embeddings[values]
+        h, torch.as_tensor(codes), lambda values: embeddings if values is None else embeddings[values], said
     )
 
 
@@ -177,24 +180,27 @@ def test_unknown_items_are_no_targets(sample) -> None:
 
 
 @pytest.mark.parametrize("sample", [300, 60], ids=["full", "sampled"])
-def test_what_is_added_to_logits_counts(sample) -> None:
-    """The same for all items changes nothing; more for the target alone makes it likelier by as much."""
+def test_what_is_said_of_items_is_added_to_their_logits(sample) -> None:
+    """The same for all items changes nothing; more for the target alone makes it likelier by as much.
+
+    Each position has its own: what is said of items at one whose target is unknown is none of another's.
+    """
     head, embeddings = item_head(SKEWED, sample)
-    h, targets = torch.randn(2, WIDTH), torch.tensor([7, UNKNOWN - FIRST_VALUE])
+    h, codes = torch.randn(2, WIDTH), torch.tensor([UNKNOWN, 7 + FIRST_VALUE])
+    # An attribute by which each item is known: what is added for a value is added for one item.
+    field = Field("kind", "categorical", 0, 1, len(SKEWED))
 
     def loss(by_item: torch.Tensor) -> float:
         torch.manual_seed(5)
-        added = by_item.expand(2, -1)
-        value = head(
-            h,
-            targets + FIRST_VALUE,
-            lambda values: embeddings if values is None else embeddings[values],
-            lambda values: added if values is None else added[:, values],
-        )
-        return value.item()
+        bag = torch.stack([torch.randn(len(SKEWED)), by_item])
+        said = Matched((field,), torch.arange(len(SKEWED))[:, None], [bag])
+        return item_loss(head, embeddings, h, codes, said).item()
 
     nothing = torch.zeros(len(SKEWED))
-    without = loss(nothing)
+    torch.manual_seed(5)
+    torch.randn(len(SKEWED))
+    without = item_loss(head, embeddings, h, codes).item()
+    assert loss(nothing) == without
     assert loss(nothing + 3) == pytest.approx(without, rel=1e-4)
     more = loss(nothing.index_fill(0, torch.tensor([7]), 1.5))
     odds, odds_more = (1 / math.expm1(one) for one in (without, more))

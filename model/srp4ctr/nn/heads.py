@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from srp4ctr.contract.transforms import Field
 from srp4ctr.contract.vocabulary import FIRST_VALUE
+from srp4ctr.nn.matches import Matched
 
 Vectors = Callable[[Tensor | None], Tensor]
 """Embeddings [K, D] of the values given, or [V, D] of all."""
-
-Logits = Callable[[Tensor | None], Tensor]
-"""Logits [M, K] of the values given, or [M, V] of all."""
 
 
 class FieldHead(nn.Module):
@@ -76,17 +74,20 @@ class ItemHead(nn.Module):
         self.register_buffer("log_chance_V", chance_V.log().float())
         self.register_buffer("cumulative_V", chance_V.cumsum(0))
 
-    def forward(self, h_MD: Tensor, codes_M: Tensor, vectors: Vectors, added: Logits | None = None) -> Tensor:
-        """Mean loss of M positions, `added` gives what is added to the logits."""
+    def forward(
+        self, h_MD: Tensor, codes_M: Tensor, vectors: Vectors, matched: Matched | None = None
+    ) -> Tensor:
+        """Mean loss of M positions; what `matched` says of items is added to their logits."""
         has_target = codes_M >= FIRST_VALUE
         if not has_target.any():
             return h_MD.sum() * 0.0
         target_M = codes_M[has_target].long() - FIRST_VALUE
         h_MD = h_MD[has_target]
+        matched = matched.at(has_target) if matched is not None else None
         if self.values <= self.sample:
             logits_MV = self.logits(h_MD, vectors)
-            if added is not None:
-                logits_MV = logits_MV + added(None)[has_target]
+            if matched is not None:
+                logits_MV = logits_MV + matched.logits()
             return F.cross_entropy(logits_MV, target_M)
         lottery_K = torch.rand(self.sample, dtype=torch.float64, device=h_MD.device)
         drawn_K = torch.searchsorted(self.cumulative_V, lottery_K).clamp(max=self.values - 1)
@@ -94,9 +95,9 @@ class ItemHead(nn.Module):
         own_M = (query_MD * vectors(target_M)).sum(-1) + self.bias[target_M]
         times_drawn_K = self.log_chance_V[drawn_K] + math.log(self.sample)
         others_MK = query_MD @ vectors(drawn_K).T + self.bias[drawn_K] - times_drawn_K
-        if added is not None:
-            own_M = own_M + added(target_M)[has_target].diagonal()
-            others_MK = others_MK + added(drawn_K)[has_target]
+        if matched is not None:
+            own_M = own_M + matched.own(target_M)
+            others_MK = others_MK + matched.logits(drawn_K)
         # A negative that happens to be the target would be told to be right and wrong at once.
         others_MK = others_MK.masked_fill(drawn_K == target_M[:, None], float("-inf"))
         logits_MK = torch.cat([own_M[:, None], others_MK], dim=1)

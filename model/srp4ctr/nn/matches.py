@@ -9,6 +9,7 @@ an attribute, C of them that one item has, J all that a history shows.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,38 @@ from srp4ctr.contract.transforms import Field
 from srp4ctr.contract.vocabulary import FIRST_VALUE, PADDING
 
 KEY_WIDTH = 16
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What the histories of M hidden positions say of items, to be added to these items' logits."""
+
+    attributes: tuple[Field, ...]
+    catalogue_VW: Tensor
+    bags: list[Tensor]
+    """For each attribute, what each of its values adds [M, S]; an item gets the sum of its values'."""
+
+    def logits(self, values_K: Tensor | None = None) -> Tensor:
+        """What is added to the logits [M, K] of the items given, or [M, V] of all."""
+        codes_KW = self.catalogue_VW if values_K is None else self.catalogue_VW[values_K]
+        total_KM = torch.zeros(len(codes_KW), len(self.bags[0]), device=codes_KW.device)
+        for field, bag_MS in zip(self.attributes, self.bags, strict=True):
+            codes_KC = codes_KW[:, field.start : field.start + field.width]
+            total_KM = total_KM + F.embedding_bag(codes_KC.long(), bag_MS.T.contiguous(), mode="sum")
+        return total_KM.T
+
+    def own(self, value_M: Tensor) -> Tensor:
+        """What is added [M] to the logit of one item for each position."""
+        codes_MW = self.catalogue_VW[value_M].long()
+        parts = [
+            bag_MS.gather(1, codes_MW[:, field.start : field.start + field.width]).sum(1)
+            for field, bag_MS in zip(self.attributes, self.bags, strict=True)
+        ]
+        return torch.stack(parts).sum(0)
+
+    def at(self, chosen_M: Tensor) -> "Matched":
+        """The same of some of the positions."""
+        return Matched(self.attributes, self.catalogue_VW, [bag_MS[chosen_M] for bag_MS in self.bags])
 
 
 class AttributeMatches(nn.Module):
@@ -37,13 +70,13 @@ class AttributeMatches(nn.Module):
         self.query = nn.Linear(width, groups * KEY_WIDTH)
         self.key = nn.Linear(width, groups * KEY_WIDTH)
         self.strength = nn.Linear(width, groups)
-        # How much it says that a value is shared: the rarer ones say more.
+        # How much it says that a value is shared, learned for each of them.
         self.worth = nn.ParameterList(
             nn.Parameter(torch.ones(heads, field.size)) for field in self.attributes
         )
 
-    def bags(self, h_ULD: Tensor, shown_ULW: Tensor, hidden_UL: Tensor) -> list[Tensor]:
-        """For each attribute what each value would add [M, S], of the positions of `hidden_UL` in their order.
+    def forward(self, h_ULD: Tensor, shown_ULW: Tensor, hidden_UL: Tensor) -> Matched:
+        """What is said of items for the M positions of `hidden_UL`, in their order.
 
         `shown_ULW` are the item codes as the encoder saw them: what is hidden or padding there is pointed at by none.
         """
@@ -55,26 +88,22 @@ class AttributeMatches(nn.Module):
         strength_MAH = F.softplus(self.strength(h_MD)).view(-1, *split)
         bags = []
         for index, (field, worth_HS) in enumerate(zip(self.attributes, self.worth, strict=True)):
-            codes_MLC = shown_ULW[user_M][..., field.start : field.start + field.width].long()
+            codes_MLC = shown_ULW[..., field.start : field.start + field.width][user_M].long()
             there_MLC = (codes_MLC >= FIRST_VALUE) & (codes_MLC < field.size)
-            logit_MHL = torch.einsum("mhx,mlhx->mhl", query_MAHE[:, index], key_ULAHE[user_M, :, index])
+            logit_MHL = torch.einsum("mhe,mlhe->mhl", query_MAHE[:, index], key_ULAHE[:, :, index][user_M])
             logit_MHL = logit_MHL / math.sqrt(KEY_WIDTH)
             logit_MHL = logit_MHL.masked_fill(~there_MLC.any(-1)[:, None], float("-inf"))
             # Something else to attend to, so that a history without any such value is an ordinary one.
-            weight_MHL = F.pad(logit_MHL, (0, 1)).softmax(-1)[..., :-1]
+            weight_MHL = F.pad(logit_MHL, (0, 1)).softmax(-1)[..., :-1] * strength_MAH[:, index, :, None]
+            # An event with many values says as much as one with few.
             share_MLC = there_MLC / there_MLC.sum(-1, keepdim=True).clamp(min=1)
-            weight_MHJ = (weight_MHL[..., None] * share_MLC[:, None]).flatten(2)
-            code_MHJ = codes_MLC.where(there_MLC, PADDING)[:, None].expand(-1, self.heads, -1, -1).flatten(2)
-            bag_MHS = weight_MHJ.new_zeros(len(h_MD), self.heads, field.size)
-            bag_MHS = bag_MHS.scatter_add(2, code_MHJ, weight_MHJ)
-            bags.append((bag_MHS * worth_HS * strength_MAH[:, index, :, None]).sum(1))
-        return bags
-
-    def logits(self, bags: list[Tensor], values_K: Tensor | None = None) -> Tensor:
-        """What is added to the logits [M, K] of the items given, or [M, V] of all."""
-        codes_KW = self.catalogue_VW if values_K is None else self.catalogue_VW[values_K]
-        total_KM = torch.zeros(len(codes_KW), len(bags[0]), device=codes_KW.device)
-        for field, bag_MS in zip(self.attributes, bags, strict=True):
-            codes_KC = codes_KW[:, field.start : field.start + field.width]
-            total_KM = total_KM + F.embedding_bag(codes_KC.long(), bag_MS.T.contiguous(), mode="sum")
-        return total_KM.T
+            codes_MLC = codes_MLC.where(there_MLC, PADDING)
+            worth_MLC = torch.stack(
+                [
+                    weight_ML[..., None] * worth_S[codes_MLC]
+                    for weight_ML, worth_S in zip(weight_MHL.unbind(1), worth_HS, strict=True)
+                ]
+            ).sum(0)
+            bag_MS = h_MD.new_zeros(len(h_MD), field.size)
+            bags.append(bag_MS.scatter_add(1, codes_MLC.flatten(1), (worth_MLC * share_MLC).flatten(1)))
+        return Matched(self.attributes, self.catalogue_VW, bags)

@@ -7,7 +7,6 @@ cross-attention and tower learn before any fine-tuning what they will be asked f
 """
 
 import math
-from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -20,8 +19,8 @@ from srp4ctr.contract.schema import Strict
 from srp4ctr.contract.transforms import Field, Fields
 from srp4ctr.contract.vocabulary import PADDING, UNKNOWN
 from srp4ctr.nn.embedding import mask_codes
-from srp4ctr.nn.heads import FieldHead, ItemHead, Logits
-from srp4ctr.nn.matches import AttributeMatches
+from srp4ctr.nn.heads import FieldHead, ItemHead
+from srp4ctr.nn.matches import AttributeMatches, Matched
 from srp4ctr.nn.model import Srp4Ctr, State
 
 
@@ -189,13 +188,11 @@ class PretrainObjective(nn.Module):
         logits_MV = self.item_head.logits(
             h_ULD[hidden_UL], lambda values_K: self.item_vectors(model, values_K)
         )
-        added = self._matches(h_ULD, shown_ULW, hidden_UL)
-        return logits_MV if added is None else logits_MV + added(None)
+        matched = self._matched(h_ULD, shown_ULW, hidden_UL)
+        return logits_MV if matched is None else logits_MV + matched.logits()
 
-    def _matches(self, h_ULD: Tensor, shown_ULW: Tensor, hidden_UL: Tensor) -> Logits | None:
-        if self.matches is None:
-            return None
-        return partial(self.matches.logits, self.matches.bags(h_ULD, shown_ULW, hidden_UL))
+    def _matched(self, h_ULD: Tensor, shown_ULW: Tensor, hidden_UL: Tensor) -> Matched | None:
+        return None if self.matches is None else self.matches(h_ULD, shown_ULW, hidden_UL)
 
     def _item_losses(
         self, model: Srp4Ctr, h_ULD: Tensor, items_ULW: Tensor, shown_ULW: Tensor, hidden_ULF: Tensor
@@ -207,7 +204,7 @@ class PretrainObjective(nn.Module):
                 h_ULD[hidden_UL],
                 items_ULW[hidden_UL][:, 0],
                 lambda values_K: self.item_vectors(model, values_K),
-                self._matches(h_ULD, shown_ULW, hidden_UL),
+                self._matched(h_ULD, shown_ULW, hidden_UL),
             )
         }
         if self.masking.attributes:
