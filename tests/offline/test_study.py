@@ -34,6 +34,7 @@ from srp4ctr_offline.study.summary import setup_section, summary_section
 
 PLAN = """
 [protocols.tiny-ml-1m]
+about = "Rows that were drawn for tests."
 config = "{config}"
 seeds = {seeds}
 
@@ -166,6 +167,7 @@ def test_the_report_has_its_sections(study) -> None:
     ):
         assert re.search(rf"^##+ {heading}", text, re.MULTILINE), heading
         assert heading in page
+    assert "## tiny-ml-1m\n\nRows that were drawn for tests.\n" in text
     assert "All planned cells are finished" in text
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert pictures

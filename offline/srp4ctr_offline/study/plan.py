@@ -44,6 +44,7 @@ class ProtocolPlan(Strict):
 
     config: Path = Option(description="the run configuration that all models begin with")
     measure: Literal["rows", "next_item"] = "rows"
+    about: str = Option(default="", description="what its rows are, for the report's readers")
     seeds: Seeds = 2
     models: dict[PlanName, ModelPlan]
 

@@ -77,11 +77,7 @@ def write_report(
     body = [
         block
         for one in measured
-        for block in (
-            there[one.protocol].body
-            if one.protocol in there
-            else [f"## {one.protocol}", "No cell of this protocol is finished."]
-        )
+        for block in _body(one.protocol, there.get(one.protocol), plan.protocols[one.protocol].about)
     ]
     summary = next((part.summary for part in parts if part.summary), [])
     opening = _opening(measured, there, stayed, plan)
@@ -90,6 +86,12 @@ def write_report(
     page = folder / f"{NAME}.html"
     page.write_text(render_page(text, folder, TITLE))
     return page
+
+
+def _body(protocol: str, part: Part | None, about: str) -> list[str]:
+    """What stands of a protocol below the aims: `about` first, as the plan has it now."""
+    heading, *rest = part.body if part else [f"## {protocol}", "No cell of this protocol is finished."]
+    return [heading, *([about] if about else []), *rest]
 
 
 def _part(one: Measured, results: Results, plots: Path, leads: bool) -> Part:
