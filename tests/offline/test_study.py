@@ -58,7 +58,7 @@ BEAUTY = """
 config = "{config}"
 measure = "next_item"
 seeds = 2
-models = {{ tokens = {{}} }}
+models.tokens.set = {{ "pretrain.masking.attribute_matches" = 3 }}
 """
 
 REPOSITORY = Path(__file__).parents[2]
@@ -248,6 +248,7 @@ def test_next_items_stand_beside_published_figures(copied, tiny) -> None:
     assert entries["tiny-beauty-next"]["auc"] is None
     text = (copied.report / "quality.md").read_text()
     assert re.search(r"S3-Rec .*\.5506.*published", text)
+    assert re.search(r"^\| tokens \|.*gelu \| 3 heads \|$", text, re.MULTILINE)
     assert f"tiny-beauty-next: tokens, seed {second.seed}" in text
 
 

@@ -17,6 +17,7 @@ from srp4ctr_offline.study.markdown import (
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.next_item import NEGATIVES, TOP
 from srp4ctr_offline.study.plots import plot_training
+from srp4ctr_offline.study.summary import pretraining_setup
 
 _S3 = "published: Zhou et al., CIKM 2020, arXiv 2008.07873"
 _RERUN = "published: its authors' rerun, github.com/RUCAIBox/CIKM2020-S3Rec"
@@ -46,6 +47,8 @@ def next_item_section(measured: Measured, plots: Path) -> list[str]:
             f"had, and against all items but the user's own earlier ones; hit rate and NDCG of the first {TOP}, mean ± "
             "standard deviation over seeds. Users whose target was in no training event, and so has no id, are left out."
         ),
+        *pretraining_setup(measured),
+        "### Models",
         table(
             [
                 "model",

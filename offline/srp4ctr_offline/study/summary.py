@@ -164,6 +164,25 @@ def setup_section(measured: Measured) -> list[str]:
     return blocks
 
 
+def pretraining_setup(measured: Measured) -> list[str]:
+    """How models that are pre-trained alone were trained, by their configuration."""
+    rows = []
+    for seeds in measured.cells.values():
+        cell = next(iter(seeds.values()))
+        options = cell.config.pretrain
+        masking = options.masking
+        heads = f"{masking.attribute_matches} heads" if masking.attribute_matches else NONE
+        rows.append([cell.model, _steps(options), masking.item_query, heads])
+    return [
+        "### Set-up",
+        (
+            "Pre-training: epochs, histories a batch, learning rate. Item query: what of the encoding is compared with items. Attribute "
+            "matches: attention to the values that the history's events show."
+        ),
+        table(["model", "pre-training", "item query", "attribute matches"], rows),
+    ]
+
+
 def _sees_labels(cell: Cell) -> bool:
     masking = cell.config.pretrain.masking
     features = cell.config.features
