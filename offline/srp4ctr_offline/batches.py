@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from srp4ctr_offline.config import OptimizerConfig
 from srp4ctr_offline.prepared import TRAIN, Ints, Prepared
 
 POOL = 32
@@ -16,6 +17,11 @@ def by_length(lengths: Ints, batch_size: int, generator: np.random.Generator) ->
         pool_sorted = pool[np.argsort(lengths[pool], kind="stable")]
         batches += [pool_sorted[at : at + batch_size] for at in range(0, len(pool_sorted), batch_size)]
     return [batches[place] for place in generator.permutation(len(batches))]
+
+
+def epoch_of(prepared: Prepared, options: OptimizerConfig, generator: np.random.Generator) -> Prepared:
+    """What one epoch is drawn from: where order says nothing, it is another one each time, so that other events meet in a history."""
+    return prepared.shuffled(generator) if options.shuffle_events else prepared
 
 
 def windows(

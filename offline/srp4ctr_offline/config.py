@@ -79,6 +79,10 @@ class OptimizerConfig(Strict):
     warmup: Annotated[
         float, Option(ge=0, lt=1, description="part of the steps in which the learning rate rises")
     ] = 0.05
+    shuffle_events: bool = Option(
+        default=False,
+        description="each epoch has a user's training events in another order; for events whose order says nothing, and that are the rows",
+    )
 
 
 class PretrainConfig(OptimizerConfig):
@@ -162,6 +166,16 @@ class RunConfig(Strict):
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _shuffled_events_are_rows(self) -> Self:
+        for name, job in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            if job.shuffle_events and not self.tables.one_file:
+                raise ValueError(
+                    f"{name}.shuffle_events: needs rows that are events, so that none is in its own history; make tables.events and "
+                    "tables.rows one file, or leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _outcomes_are_no_context(self) -> Self:

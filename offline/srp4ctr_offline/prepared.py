@@ -119,6 +119,28 @@ class Prepared:
         behaviours = np.where(padding[..., None], PADDING, self.events.behaviours[index])
         return Histories(items, behaviours, np.where(padding, np.int8(-1), self.events.label[index]))
 
+    def shuffled(self, generator: np.random.Generator) -> Self:
+        """The same with each user's training events in another order, for rows that are events: each stays at its event."""
+        start = self.events.start
+        user = np.repeat(np.arange(len(start) - 1), self.event_counts())
+        within = np.arange(len(user)) - start[user]
+        trains = within < self.users.train_events[user]
+        # Later events stay behind, and in their order: the sort is stable.
+        order = np.argsort(user + np.where(trains, generator.random(len(user)) / 2, 0.5), kind="stable")
+        moved = {
+            field.name: getattr(self.events, field.name)[order]
+            for field in dataclasses.fields(Events)
+            if field.name != "start"
+        }
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        place = place[self.rows.place]
+        return dataclasses.replace(
+            self,
+            events=Events(start=start, **moved),
+            rows=dataclasses.replace(self.rows, place=place, cut=place - start[self.rows.user]),
+        )
+
     def save(self, folder: Path) -> None:
         """Write everything into `folder`, in place of what was there: first beside it, so that nothing mixes."""
         draft = folder.with_name(f".{folder.name}-draft")

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from srp4ctr.cli import main as cli
 from srp4ctr.nn.model import Srp4Ctr
@@ -13,7 +14,9 @@ from srp4ctr_offline.batches import folded
 from srp4ctr_offline.checkpoint import load_model, new_model
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.finetune import finetune
-from srp4ctr_offline.predict import predict
+from srp4ctr_offline.predict import predict, predict_logits
+from srp4ctr_offline.prepare import prepare
+from srp4ctr_offline.prepared import Prepared
 from srp4ctr_offline.pretrain import pretrain
 
 
@@ -169,3 +172,35 @@ def test_training_ends_when_it_no_longer_helps(tiny) -> None:
     best = int(np.argmin(losses))
     assert len(losses) - 1 < 30
     assert len(losses) - 1 == best + 2
+
+
+def logloss(model: Srp4Ctr, prepared: Prepared) -> float:
+    """Of the uncalibrated model on all validation rows."""
+    rows = prepared.rows.of("valid")
+    logit = torch.from_numpy(predict_logits(model, prepared, rows))
+    return F.binary_cross_entropy_with_logits(
+        logit, torch.from_numpy(prepared.rows.label[rows]).float()
+    ).item()
+
+
+def test_shuffled_epochs_are_validated_in_true_order(tiny) -> None:
+    """Both jobs learn other things from shuffled events, the same ones each time; validation is of the histories that rows have."""
+    raw = tiny.config.model_dump(by_alias=True)
+    raw["tables"]["events"] = raw["tables"]["rows"]
+    raw["schema"] |= {"behaviour_features": [], "event_label": "label"}
+    for job in ("pretrain", "finetune"):
+        raw[job] |= {"epochs": 1, "learning_rate": 0.01}
+    prepared = prepare(RunConfig.model_validate(raw))
+    found = []
+    for shuffled in ((), ("pretrain",), ("finetune",), ("pretrain", "finetune"), ("pretrain", "finetune")):
+        for job in ("pretrain", "finetune"):
+            raw[job]["shuffle_events"] = job in shuffled
+        config = RunConfig.model_validate(raw)
+        model = pretrain(config, prepared).model
+        before = logloss(model, prepared)
+        history = finetune(config, prepared, model)
+        assert history[0]["valid"] == pytest.approx(before, abs=1e-6)
+        found.append(min(epoch["valid"] for epoch in history))
+        assert logloss(model, prepared) == pytest.approx(found[-1], abs=1e-6)
+    assert found[-1] == found[-2]
+    assert len(set(found)) == 4

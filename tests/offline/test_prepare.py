@@ -327,6 +327,51 @@ def test_a_rows_own_outcome_is_no_context(tmp_path) -> None:
         config_for(tmp_path, one_file=True, context_features=[{"name": "rating", "type": "categorical"}])
 
 
+def test_shuffled_events_take_their_rows_along(tmp_path) -> None:
+    """Training events change places within their users, each row stays at its event, and later ones see what they saw."""
+    generator = np.random.default_rng(3)
+    users, size = 8, 20
+    rows = table(
+        user_id=np.repeat(np.arange(users), size),
+        item_id=np.arange(users * size),
+        order=np.tile(np.arange(size), users),
+        label=generator.integers(2, size=users * size),
+        rating=generator.integers(5, size=users * size),
+        split=np.where(
+            np.tile(np.arange(size), users) < np.repeat(10 + np.arange(users), size), "train", "test"
+        ),
+    ).with_columns(
+        split=pl.when(pl.int_range(pl.len()) % size == size - 1).then(pl.lit("valid")).otherwise("split")
+    )
+    write_tables(tmp_path, rows.sample(fraction=1.0, shuffle=True, seed=2))
+    prepared = prepare(config_for(tmp_path, one_file=True, event_label="label"))
+    train = prepared.rows.of("train")
+    rest = np.setdiff1d(np.arange(len(rows)), train)
+    orders = []
+    for _ in range(2):
+        shuffled = prepared.shuffled(generator)
+        mine, events = shuffled.rows, shuffled.events
+        at = events.start[mine.user] + mine.cut
+        assert np.array_equal(events.item[at], mine.item)
+        assert np.array_equal(events.label[at], mine.label)
+        old = prepared.events.start[mine.user] + prepared.rows.cut
+        assert np.array_equal(events.behaviours[at], prepared.events.behaviours[old])
+        assert np.array_equal(np.argsort(mine.place), np.argsort(at))
+        assert np.array_equal(mine.cut[rest], prepared.rows.cut[rest])
+        assert (mine.cut[train] < shuffled.users.train_events[mine.user[train]]).all()
+        assert (mine.cut[train] != prepared.rows.cut[train]).mean() > 0.8
+        orders.append(mine.cut)
+    assert not np.array_equal(*orders)
+
+
+def test_only_events_that_are_rows_are_shuffled(tmp_path) -> None:
+    """A row beside its events would have its own click in its history; the message names the job."""
+    config = config_for(tmp_path).model_dump(by_alias=True)
+    for job in ("pretrain", "finetune"):
+        with pytest.raises(ValueError, match=f"{job}.shuffle_events: .* one file"):
+            RunConfig.model_validate(config | {job: {"shuffle_events": True}})
+
+
 def test_features_may_have_any_name(tmp_path) -> None:
     """A user feature called like one of our own columns is an ordinary feature."""
     write_tables(tmp_path, table(**GOOD_BOTH))
