@@ -19,8 +19,8 @@ def by_length(lengths: Ints, batch_size: int, generator: np.random.Generator) ->
     return [batches[place] for place in generator.permutation(len(batches))]
 
 
-def epoch_of(prepared: Prepared, options: OptimizerConfig, generator: np.random.Generator) -> Prepared:
-    """What one epoch is drawn from: where order says nothing, it is another one each time, so that other events meet in a history."""
+def data_of_epoch(prepared: Prepared, options: OptimizerConfig, generator: np.random.Generator) -> Prepared:
+    """`prepared`, or with `shuffle_events` a fresh shuffle of it: other events meet in a history each epoch."""
     return prepared.shuffled(generator) if options.shuffle_events else prepared
 
 

@@ -81,7 +81,7 @@ class OptimizerConfig(Strict):
     ] = 0.05
     shuffle_events: bool = Option(
         default=False,
-        description="each epoch has a user's training events in another order; for events whose order says nothing, and that are the rows",
+        description="each epoch reorders a user's training events; for data of one file whose order carries no information",
     )
 
 

@@ -17,7 +17,7 @@ from srp4ctr.contract.errors import DataError
 from srp4ctr.nn.ctr import CtrModel
 from srp4ctr.nn.objectives import drop_to_unknown
 from srp4ctr.runtime.metrics import auc, calibration_curve
-from srp4ctr_offline.batches import by_length, epoch_of, folded
+from srp4ctr_offline.batches import by_length, data_of_epoch, folded
 from srp4ctr_offline.checkpoint import load_model, new_model, save_model
 from srp4ctr_offline.config import FinetuneConfig, RunConfig
 from srp4ctr_offline.plots import plot_calibration, plot_epochs
@@ -53,8 +53,8 @@ def finetune(
     encoder_rate = options.encoder_rate if pretrained else 1.0
     frozen = encoder_rate == 0
     groups = [(rest, 1.0)] if frozen else [(gentle, encoder_rate), (rest, 1.0)]
-    shown = epoch_of(prepared, options, generator)
-    rows, cuts = folded(shown, options.rows_per_history, generator, options.negative_rate)
+    epoch_data = data_of_epoch(prepared, options, generator)
+    rows, cuts = folded(epoch_data, options.rows_per_history, generator, options.negative_rate)
     # What a logit learned from fewer negatives is too high by (He et al., 2014, section 6.3).
     correction = math.log(options.negative_rate)
     valid = _some(prepared.rows.of(VALID), options.validation_rows)
@@ -64,12 +64,12 @@ def finetune(
         for epoch in range(options.epochs):
             model.train()
             if epoch:
-                shown = epoch_of(prepared, options, generator)
-                rows, cuts = folded(shown, options.rows_per_history, generator, options.negative_rate)
+                epoch_data = data_of_epoch(prepared, options, generator)
+                rows, cuts = folded(epoch_data, options.rows_per_history, generator, options.negative_rate)
             losses = []
-            for batch in by_length(shown.lengths(cuts), options.batch_size, generator):
+            for batch in by_length(epoch_data.lengths(cuts), options.batch_size, generator):
                 with autocast(config, device):
-                    loss = _loss(model, shown, rows[batch], cuts[batch], options, teacher)
+                    loss = _loss(model, epoch_data, rows[batch], cuts[batch], options, teacher)
                 trainer.step(loss)
                 losses.append(loss.item())
             validated = _validate(model, prepared, valid, correction)

@@ -120,8 +120,15 @@ class Prepared:
         return Histories(items, behaviours, np.where(padding, np.int8(-1), self.events.label[index]))
 
     def shuffled(self, generator: np.random.Generator) -> Self:
-        """The same with each user's training events in another order, for rows that are events: each stays at its event."""
+        """A copy with each user's training events permuted; every row moves with its event.
+
+        Raises DataError where rows are not events.
+        """
         start = self.events.start
+        if not np.array_equal(start[self.rows.user] + self.rows.cut, self.rows.place):
+            raise DataError(
+                "shuffle_events: the prepared rows are not events; run srp4ctr prepare again with tables.events and tables.rows of one file"
+            )
         user = np.repeat(np.arange(len(start) - 1), self.event_counts())
         within = np.arange(len(user)) - start[user]
         trains = within < self.users.train_events[user]

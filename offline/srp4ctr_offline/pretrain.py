@@ -12,7 +12,7 @@ from srp4ctr.contract.errors import DataError
 from srp4ctr.contract.vocabulary import FIRST_VALUE
 from srp4ctr.nn.model import Srp4Ctr
 from srp4ctr.nn.objectives import PretrainObjective
-from srp4ctr_offline.batches import by_length, epoch_of, windows
+from srp4ctr_offline.batches import by_length, data_of_epoch, windows
 from srp4ctr_offline.checkpoint import new_model, save_model
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.plots import plot_epochs
@@ -63,21 +63,21 @@ def pretrain(config: RunConfig, prepared: Prepared) -> Pretrained:
     generator, device = seed_everything(config), training_device(config)
     model = new_model(config, prepared).train().to(device)
     objective = new_objective(config, prepared).to(device)
-    shown = epoch_of(prepared, options, generator)
-    users, ends = windows(shown, generator, options.prefix_rate)
+    epoch_data = data_of_epoch(prepared, options, generator)
+    users, ends = windows(epoch_data, generator, options.prefix_rate)
     history: History = []
     with Trainer(
         "pre-training", [([*model.parameters(), *objective.parameters()], 1.0)], options, len(users)
     ) as trainer:
         for epoch in range(options.epochs):
             if epoch:
-                shown = epoch_of(prepared, options, generator)
-                users, ends = windows(shown, generator, options.prefix_rate)
-            lengths = shown.lengths(ends)
+                epoch_data = data_of_epoch(prepared, options, generator)
+                users, ends = windows(epoch_data, generator, options.prefix_rate)
+            lengths = epoch_data.lengths(ends)
             seen: defaultdict[str, list[float]] = defaultdict(list)
             slots = 0
             for batch in by_length(lengths, options.batch_size, generator):
-                items, behaviours, labels = shown.histories(users[batch], ends[batch])
+                items, behaviours, labels = epoch_data.histories(users[batch], ends[batch])
                 inputs = tensors(device, items, behaviours, labels, prepared.users.codes[users[batch]])
                 with autocast(config, device):
                     losses = objective(model, *inputs)

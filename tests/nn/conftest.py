@@ -169,10 +169,10 @@ def apply_objective(
     matched: list[torch.Tensor] = []
 
     def note_items(_, args, __) -> None:
-        encodings, codes, _, said = args
+        encodings, codes, _, of_history = args
         asked["item.id"] = (encodings, codes[:, None])
-        if said is not None:
-            matched.append(said.logits())
+        if of_history is not None:
+            matched.append(of_history.item_logits())
 
     objective.item_head.register_forward_hook(note_items)
     for kind, heads in (

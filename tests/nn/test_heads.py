@@ -75,11 +75,14 @@ def item_head(counts: torch.Tensor, sample: int) -> tuple[ItemHead, torch.Tensor
 
 
 def item_loss(
-    head: ItemHead, embeddings: torch.Tensor, h: torch.Tensor, codes, said: Matched | None = None
+    head: ItemHead, embeddings: torch.Tensor, h: torch.Tensor, codes, matched: Matched | None = None
 ) -> torch.Tensor:
     """The head's loss of codes; the embeddings are looked up as the objective does it."""
     return head(
-        h, torch.as_tensor(codes), lambda values: embeddings if values is None else embeddings[values], said
+        h,
+        torch.as_tensor(codes),
+        lambda values: embeddings if values is None else embeddings[values],
+        matched,
     )
 
 
@@ -180,10 +183,10 @@ def test_unknown_items_are_no_targets(sample) -> None:
 
 
 @pytest.mark.parametrize("sample", [300, 60], ids=["full", "sampled"])
-def test_what_is_said_of_items_is_added_to_their_logits(sample) -> None:
+def test_matches_are_added_to_logits(sample) -> None:
     """The same for all items changes nothing; more for the target alone makes it likelier by as much.
 
-    Each position has its own: what is said of items at one whose target is unknown is none of another's.
+    What a position whose target is unknown adds changes no other position.
     """
     head, embeddings = item_head(SKEWED, sample)
     h, codes = torch.randn(2, WIDTH), torch.tensor([UNKNOWN, 7 + FIRST_VALUE])
@@ -193,8 +196,8 @@ def test_what_is_said_of_items_is_added_to_their_logits(sample) -> None:
     def loss(by_item: torch.Tensor) -> float:
         torch.manual_seed(5)
         bag = torch.stack([torch.randn(len(SKEWED)), by_item])
-        said = Matched((field,), torch.arange(len(SKEWED))[:, None], [bag])
-        return item_loss(head, embeddings, h, codes, said).item()
+        matched = Matched((field,), torch.arange(len(SKEWED))[:, None], (bag,))
+        return item_loss(head, embeddings, h, codes, matched).item()
 
     nothing = torch.zeros(len(SKEWED))
     torch.manual_seed(5)

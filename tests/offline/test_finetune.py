@@ -2,21 +2,24 @@
 
 import json
 import shutil
+from dataclasses import fields
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
 
 from srp4ctr.cli import main as cli
+from srp4ctr.contract.vocabulary import FIRST_VALUE
 from srp4ctr.nn.model import Srp4Ctr
 from srp4ctr_offline.batches import folded
 from srp4ctr_offline.checkpoint import load_model, new_model
 from srp4ctr_offline.config import RunConfig
-from srp4ctr_offline.finetune import finetune
+from srp4ctr_offline.finetune import calibrate, finetune
 from srp4ctr_offline.predict import predict, predict_logits
 from srp4ctr_offline.prepare import prepare
-from srp4ctr_offline.prepared import Prepared
+from srp4ctr_offline.prepared import Histories, Prepared
 from srp4ctr_offline.pretrain import pretrain
 
 
@@ -133,7 +136,8 @@ def test_fresh_weights_learn_at_the_whole_rate(tiny) -> None:
 
 def test_bfloat16_trains_both_jobs(tiny) -> None:
     """With bfloat16 products pre-training lowers its loss, and both jobs end with finite float32 weights."""
-    options = tiny.config.pretrain.model_copy(update={"epochs": 2})
+    masking = tiny.config.pretrain.masking.model_copy(update={"attribute_matches": 1})
+    options = tiny.config.pretrain.model_copy(update={"epochs": 2, "masking": masking})
     config = tiny.config.model_copy(update={"precision": "bfloat16", "pretrain": options})
     model, _, losses = pretrain(config, tiny.prepared)
     assert losses[1]["total"] < losses[0]["total"]
@@ -183,24 +187,80 @@ def logloss(model: Srp4Ctr, prepared: Prepared) -> float:
     ).item()
 
 
-def test_shuffled_epochs_are_validated_in_true_order(tiny) -> None:
-    """Both jobs learn other things from shuffled events, the same ones each time; validation is of the histories that rows have."""
+class Watched(Prepared):
+    """Prepared data that notes its shuffles, and whether histories were asked of it."""
+
+    def watch(self) -> None:
+        """Forget what was noted."""
+        vars(self).update(shuffles=[], asked=False)
+
+    def shuffled(self, generator: np.random.Generator) -> "Watched":
+        """Another order, noted."""
+        made = super().shuffled(generator)
+        made.watch()
+        vars(self)["shuffles"].append(made)
+        return made
+
+    def histories(self, users, ends) -> Histories:
+        """Those of this order, noted."""
+        vars(self)["asked"] = True
+        return super().histories(users, ends)
+
+
+@pytest.fixture(scope="module")
+def of_one_file(tiny, tmp_path_factory) -> tuple[RunConfig, Watched]:
+    """The tiny run with rows that are events, no item twice in a user's; two epochs of either job, shuffled."""
     raw = tiny.config.model_dump(by_alias=True)
-    raw["tables"]["events"] = raw["tables"]["rows"]
+    folder = tmp_path_factory.mktemp("one-file")
+    shutil.copytree(tiny.config.tables.folder, folder, dirs_exist_ok=True)
+    rows = pl.read_parquet(folder / raw["tables"]["rows"])
+    rows = rows.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    rows.write_parquet(folder / raw["tables"]["rows"])
+    raw["tables"] |= {"folder": folder, "events": raw["tables"]["rows"]}
     raw["schema"] |= {"behaviour_features": [], "event_label": "label"}
     for job in ("pretrain", "finetune"):
-        raw[job] |= {"epochs": 1, "learning_rate": 0.01}
-    prepared = prepare(RunConfig.model_validate(raw))
-    found = []
-    for shuffled in ((), ("pretrain",), ("finetune",), ("pretrain", "finetune"), ("pretrain", "finetune")):
-        for job in ("pretrain", "finetune"):
-            raw[job]["shuffle_events"] = job in shuffled
-        config = RunConfig.model_validate(raw)
-        model = pretrain(config, prepared).model
-        before = logloss(model, prepared)
-        history = finetune(config, prepared, model)
-        assert history[0]["valid"] == pytest.approx(before, abs=1e-6)
-        found.append(min(epoch["valid"] for epoch in history))
-        assert logloss(model, prepared) == pytest.approx(found[-1], abs=1e-6)
-    assert found[-1] == found[-2]
-    assert len(set(found)) == 4
+        raw[job] |= {"epochs": 2, "learning_rate": 0.01, "shuffle_events": True}
+    raw["finetune"]["unknown_rate"] = 0.0
+    config = RunConfig.model_validate(raw)
+    prepared = prepare(config)
+    return config, Watched(**{part.name: getattr(prepared, part.name) for part in fields(prepared)})
+
+
+def test_pretraining_shuffles_each_epoch_anew(of_one_file) -> None:
+    """It reads histories of fresh orders alone, the same ones each time."""
+    config, prepared = of_one_file
+    losses = []
+    for _ in range(2):
+        prepared.watch()
+        losses.append(pretrain(config, prepared).history)
+        first, second = prepared.shuffles
+        assert first.asked
+        assert second.asked
+        assert not prepared.asked
+        assert not np.array_equal(first.events.item, second.events.item)
+    assert losses[0] == losses[1]
+
+
+def test_finetuning_shuffles_each_epoch_anew(of_one_file) -> None:
+    """No row is in the history that it is trained on; validation and calibration are of the histories that rows have."""
+    config, prepared = of_one_file
+    prepared.watch()
+    torch.manual_seed(7)
+    model = new_model(config, prepared)
+    trained = []
+    model.register_forward_pre_hook(lambda model, inputs: trained.append(inputs) if model.training else None)
+    history = finetune(config, prepared, model)
+    first, second = prepared.shuffles
+    assert first.asked
+    assert second.asked
+    assert not np.array_equal(first.events.item, second.events.item)
+    # Places without a row, which do not count, have the first row's item.
+    filler = prepared.items.codes[prepared.rows.item[0], 0]
+    for events, _, _, candidates, _ in trained:
+        item = candidates[:, :, None, 0]
+        counts = (item >= FIRST_VALUE) & (item != filler)
+        assert not (counts & (item == events[:, None, :, 0])).any()
+    assert logloss(model, prepared) == pytest.approx(min(epoch["valid"] for epoch in history), rel=1e-9)
+    fitted = model.calibration_scale.item(), model.calibration_bias.item()
+    calibrate(model, prepared)
+    assert fitted == (model.calibration_scale.item(), model.calibration_bias.item())

@@ -370,6 +370,9 @@ def test_only_events_that_are_rows_are_shuffled(tmp_path) -> None:
     for job in ("pretrain", "finetune"):
         with pytest.raises(ValueError, match=f"{job}.shuffle_events: .* one file"):
             RunConfig.model_validate(config | {job: {"shuffle_events": True}})
+    write_tables(tmp_path, table(**GOOD_BOTH), table(**GOOD_BOTH).tail(2))
+    with pytest.raises(DataError, match="rows are not events; run srp4ctr prepare"):
+        prepare(config_for(tmp_path)).shuffled(np.random.default_rng(0))
 
 
 def test_features_may_have_any_name(tmp_path) -> None:

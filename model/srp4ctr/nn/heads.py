@@ -83,11 +83,11 @@ class ItemHead(nn.Module):
             return h_MD.sum() * 0.0
         target_M = codes_M[has_target].long() - FIRST_VALUE
         h_MD = h_MD[has_target]
-        matched = matched.at(has_target) if matched is not None else None
+        matched = matched.select(has_target) if matched is not None else None
         if self.values <= self.sample:
             logits_MV = self.logits(h_MD, vectors)
             if matched is not None:
-                logits_MV = logits_MV + matched.logits()
+                logits_MV = logits_MV + matched.item_logits()
             return F.cross_entropy(logits_MV, target_M)
         lottery_K = torch.rand(self.sample, dtype=torch.float64, device=h_MD.device)
         drawn_K = torch.searchsorted(self.cumulative_V, lottery_K).clamp(max=self.values - 1)
@@ -96,8 +96,8 @@ class ItemHead(nn.Module):
         times_drawn_K = self.log_chance_V[drawn_K] + math.log(self.sample)
         others_MK = query_MD @ vectors(drawn_K).T + self.bias[drawn_K] - times_drawn_K
         if matched is not None:
-            own_M = own_M + matched.own(target_M)
-            others_MK = others_MK + matched.logits(drawn_K)
+            own_M = own_M + matched.target_logits(target_M)
+            others_MK = others_MK + matched.item_logits(drawn_K)
         # A negative that happens to be the target would be told to be right and wrong at once.
         others_MK = others_MK.masked_fill(drawn_K == target_M[:, None], float("-inf"))
         logits_MK = torch.cat([own_M[:, None], others_MK], dim=1)

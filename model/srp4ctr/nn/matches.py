@@ -3,8 +3,8 @@
 A product of two vectors of some dozen numbers cannot say of each of hundreds of brands whether the history had it. Attention over
 the events' own attributes can: it points at values that are there, as pointer networks do at words (Vinyals et al., 2015).
 
-Shapes: U users, L events, M hidden positions, D width, A attributes, H heads, E width of a key, V items, K some of them, S values of
-an attribute, C of them that one item has, J all that a history shows.
+Shapes: U users, L events, M hidden positions, D width, A attributes, H heads, E width of a key, V items, K some of them, W codes of an
+item, S values of an attribute, C of them that one item has.
 """
 
 import math
@@ -21,16 +21,16 @@ from srp4ctr.contract.vocabulary import FIRST_VALUE, PADDING
 KEY_WIDTH = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matched:
     """What the histories of M hidden positions say of items, to be added to these items' logits."""
 
     attributes: tuple[Field, ...]
     catalogue_VW: Tensor
-    bags: list[Tensor]
+    bags: tuple[Tensor, ...]
     """For each attribute, what each of its values adds [M, S]; an item gets the sum of its values'."""
 
-    def logits(self, values_K: Tensor | None = None) -> Tensor:
+    def item_logits(self, values_K: Tensor | None = None) -> Tensor:
         """What is added to the logits [M, K] of the items given, or [M, V] of all."""
         codes_KW = self.catalogue_VW if values_K is None else self.catalogue_VW[values_K]
         total_KM = torch.zeros(len(codes_KW), len(self.bags[0]), device=codes_KW.device)
@@ -39,7 +39,7 @@ class Matched:
             total_KM = total_KM + F.embedding_bag(codes_KC.long(), bag_MS.T.contiguous(), mode="sum")
         return total_KM.T
 
-    def own(self, value_M: Tensor) -> Tensor:
+    def target_logits(self, value_M: Tensor) -> Tensor:
         """What is added [M] to the logit of one item for each position."""
         codes_MW = self.catalogue_VW[value_M].long()
         parts = [
@@ -48,9 +48,9 @@ class Matched:
         ]
         return torch.stack(parts).sum(0)
 
-    def at(self, chosen_M: Tensor) -> "Matched":
+    def select(self, chosen_M: Tensor) -> "Matched":
         """The same of some of the positions."""
-        return Matched(self.attributes, self.catalogue_VW, [bag_MS[chosen_M] for bag_MS in self.bags])
+        return Matched(self.attributes, self.catalogue_VW, tuple(bag_MS[chosen_M] for bag_MS in self.bags))
 
 
 class AttributeMatches(nn.Module):
@@ -70,7 +70,7 @@ class AttributeMatches(nn.Module):
         self.query = nn.Linear(width, groups * KEY_WIDTH)
         self.key = nn.Linear(width, groups * KEY_WIDTH)
         self.strength = nn.Linear(width, groups)
-        # How much it says that a value is shared, learned for each of them.
+        # How much it says that a value is shared, learned for each value.
         self.worth = nn.ParameterList(
             nn.Parameter(torch.ones(heads, field.size)) for field in self.attributes
         )
@@ -104,6 +104,6 @@ class AttributeMatches(nn.Module):
                     for weight_ML, worth_S in zip(weight_MHL.unbind(1), worth_HS, strict=True)
                 ]
             ).sum(0)
-            bag_MS = h_MD.new_zeros(len(h_MD), field.size)
+            bag_MS = worth_MLC.new_zeros(len(h_MD), field.size)
             bags.append(bag_MS.scatter_add(1, codes_MLC.flatten(1), (worth_MLC * share_MLC).flatten(1)))
-        return Matched(self.attributes, self.catalogue_VW, bags)
+        return Matched(self.attributes, self.catalogue_VW, tuple(bags))

@@ -189,7 +189,7 @@ class PretrainObjective(nn.Module):
             h_ULD[hidden_UL], lambda values_K: self.item_vectors(model, values_K)
         )
         matched = self._matched(h_ULD, shown_ULW, hidden_UL)
-        return logits_MV if matched is None else logits_MV + matched.logits()
+        return logits_MV if matched is None else logits_MV + matched.item_logits()
 
     def _matched(self, h_ULD: Tensor, shown_ULW: Tensor, hidden_UL: Tensor) -> Matched | None:
         return None if self.matches is None else self.matches(h_ULD, shown_ULW, hidden_UL)
