@@ -53,8 +53,12 @@ def finetune(
     encoder_rate = options.encoder_rate if pretrained else 1.0
     frozen = encoder_rate == 0
     groups = [(rest, 1.0)] if frozen else [(gentle, encoder_rate), (rest, 1.0)]
-    epoch_data = data_of_epoch(prepared, options, generator)
-    rows, cuts = folded(epoch_data, options.rows_per_history, generator, options.negative_rate)
+
+    def draw() -> tuple[Prepared, Ints, Ints]:
+        epoch_data = data_of_epoch(prepared, options, generator)
+        return epoch_data, *folded(epoch_data, options.rows_per_history, generator, options.negative_rate)
+
+    epoch_data, rows, cuts = draw()
     # What a logit learned from fewer negatives is too high by (He et al., 2014, section 6.3).
     correction = math.log(options.negative_rate)
     valid = _some(prepared.rows.of(VALID), options.validation_rows)
@@ -64,8 +68,7 @@ def finetune(
         for epoch in range(options.epochs):
             model.train()
             if epoch:
-                epoch_data = data_of_epoch(prepared, options, generator)
-                rows, cuts = folded(epoch_data, options.rows_per_history, generator, options.negative_rate)
+                epoch_data, rows, cuts = draw()
             losses = []
             for batch in by_length(epoch_data.lengths(cuts), options.batch_size, generator):
                 with autocast(config, device):

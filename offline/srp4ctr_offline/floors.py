@@ -106,7 +106,7 @@ def _one_hot(prepared: Prepared, rows: Ints, contexts: Codes) -> sparse.csr_matr
         (fields.context, contexts),
     ):
         for field in group:
-            column = codes[:, field.start : field.start + field.width]
+            column = codes[:, field.columns]
             row, place = np.nonzero(column)
             ones = np.ones(len(row), np.float32)
             parts.append(sparse.coo_matrix((ones, (row, column[row, place])), (len(column), field.size)))

@@ -93,6 +93,17 @@ class Prepared:
         """Number of events [U] of each user."""
         return np.diff(self.events.start)
 
+    def event_users(self) -> Ints:
+        """The user [E] of each event."""
+        return np.repeat(np.arange(len(self.events.start) - 1), self.event_counts())
+
+    def in_training(self) -> NDArray[np.bool_]:
+        """Which events [E] belong to the training period."""
+        user = self.event_users()
+        within = np.arange(len(user)) - self.events.start[user]
+        belongs: NDArray[np.bool_] = within < self.users.train_events[user]
+        return belongs
+
     def lengths(self, ends: Ints) -> Ints:
         """Events that histories ending at `ends` keep."""
         return np.minimum(ends, self.max_events)
@@ -129,11 +140,10 @@ class Prepared:
             raise DataError(
                 "shuffle_events: the prepared rows are not events; run srp4ctr prepare again with tables.events and tables.rows of one file"
             )
-        user = np.repeat(np.arange(len(start) - 1), self.event_counts())
-        within = np.arange(len(user)) - start[user]
-        trains = within < self.users.train_events[user]
+        user = self.event_users()
         # Later events stay behind, and in their order: the sort is stable.
-        order = np.argsort(user + np.where(trains, generator.random(len(user)) / 2, 0.5), kind="stable")
+        part = np.where(self.in_training(), generator.random(len(user)) / 2, 0.5)
+        order = np.argsort(user + part, kind="stable")
         moved = {
             field.name: getattr(self.events, field.name)[order]
             for field in dataclasses.fields(Events)

@@ -16,7 +16,7 @@ from srp4ctr_offline.batches import by_length, data_of_epoch, windows
 from srp4ctr_offline.checkpoint import new_model, save_model
 from srp4ctr_offline.config import RunConfig
 from srp4ctr_offline.plots import plot_epochs
-from srp4ctr_offline.prepared import Prepared
+from srp4ctr_offline.prepared import Ints, Prepared
 from srp4ctr_offline.run import job_arguments, seed_everything, start_stage, training_device
 from srp4ctr_offline.training import History, Trainer, autocast, tensors, write_metrics
 
@@ -35,11 +35,8 @@ def new_objective(config: RunConfig, prepared: Prepared) -> PretrainObjective:
     own_id = codes[:, 0] >= FIRST_VALUE
     catalogue = np.empty((int(own_id.sum()), codes.shape[1]), np.int32)
     catalogue[codes[own_id, 0] - FIRST_VALUE] = codes[own_id]
-    place = np.arange(len(prepared.events.item)) - np.repeat(
-        prepared.events.start[:-1], prepared.event_counts()
-    )
-    trained = place < np.repeat(prepared.users.train_events, prepared.event_counts())
-    counts = np.bincount(codes[prepared.events.item[trained], 0], minlength=fields.item[0].size)[FIRST_VALUE:]
+    trained = prepared.events.item[prepared.in_training()]
+    counts = np.bincount(codes[trained, 0], minlength=fields.item[0].size)[FIRST_VALUE:]
     return PretrainObjective(
         fields,
         config.model.width,
@@ -63,16 +60,19 @@ def pretrain(config: RunConfig, prepared: Prepared) -> Pretrained:
     generator, device = seed_everything(config), training_device(config)
     model = new_model(config, prepared).train().to(device)
     objective = new_objective(config, prepared).to(device)
-    epoch_data = data_of_epoch(prepared, options, generator)
-    users, ends = windows(epoch_data, generator, options.prefix_rate)
+
+    def draw() -> tuple[Prepared, Ints, Ints]:
+        epoch_data = data_of_epoch(prepared, options, generator)
+        return epoch_data, *windows(epoch_data, generator, options.prefix_rate)
+
+    epoch_data, users, ends = draw()
     history: History = []
     with Trainer(
         "pre-training", [([*model.parameters(), *objective.parameters()], 1.0)], options, len(users)
     ) as trainer:
         for epoch in range(options.epochs):
             if epoch:
-                epoch_data = data_of_epoch(prepared, options, generator)
-                users, ends = windows(epoch_data, generator, options.prefix_rate)
+                epoch_data, users, ends = draw()
             lengths = epoch_data.lengths(ends)
             seen: defaultdict[str, list[float]] = defaultdict(list)
             slots = 0

@@ -76,7 +76,7 @@ def test_matches_are_attention_to_values() -> None:
             for a, field in enumerate(matches.attributes):
                 values = [
                     [code for code in codes if FIRST_VALUE <= code < field.size]
-                    for codes in shown[user][:, field.start : field.start + field.width].tolist()
+                    for codes in shown[user][:, field.columns].tolist()
                 ]
                 bag = torch.zeros(field.size)
                 for head in range(HEADS):

@@ -98,7 +98,7 @@ def test_what_is_asked_is_the_hidden_events_own(fields, make_batch, recover, whe
         assert len(vectors)
         for vector, target in zip(vectors, targets, strict=True):
             place = whereabouts(vector, given["history"][:, :-1])
-            assert target.tolist() == codes[place][field.start : field.start + field.width].tolist()
+            assert target.tolist() == codes[place][field.columns].tolist()
     logloss = []
     for field in fields.behaviour:
         vectors, targets = outcome.asked[f"candidate.{field.name}"]

@@ -65,6 +65,11 @@ class Field:
     width: int
     size: int
 
+    @property
+    def columns(self) -> slice:
+        """Its columns of the matrix."""
+        return slice(self.start, self.start + self.width)
+
 
 @dataclass(frozen=True)
 class Fields:

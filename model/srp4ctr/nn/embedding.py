@@ -32,7 +32,7 @@ class FieldEmbeddings(nn.Module):
         total_XD: Tensor | None = None
         for field, table in zip(self.fields, self.tables, strict=True):
             assert isinstance(table, nn.Embedding)
-            codes_XV = codes_XW[..., field.start : field.start + field.width]
+            codes_XV = codes_XW[..., field.columns]
             if field.width == 1:
                 vector_XD = table(codes_XV.squeeze(-1))
             elif torch.compiler.is_exporting():

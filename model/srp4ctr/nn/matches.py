@@ -35,7 +35,7 @@ class Matched:
         codes_KW = self.catalogue_VW if values_K is None else self.catalogue_VW[values_K]
         total_KM = torch.zeros(len(codes_KW), len(self.bags[0]), device=codes_KW.device)
         for field, bag_MS in zip(self.attributes, self.bags, strict=True):
-            codes_KC = codes_KW[:, field.start : field.start + field.width]
+            codes_KC = codes_KW[:, field.columns]
             total_KM = total_KM + F.embedding_bag(codes_KC.long(), bag_MS.T.contiguous(), mode="sum")
         return total_KM.T
 
@@ -43,7 +43,7 @@ class Matched:
         """What is added [M] to the logit of one item for each position."""
         codes_MW = self.catalogue_VW[value_M].long()
         parts = [
-            bag_MS.gather(1, codes_MW[:, field.start : field.start + field.width]).sum(1)
+            bag_MS.gather(1, codes_MW[:, field.columns]).sum(1)
             for field, bag_MS in zip(self.attributes, self.bags, strict=True)
         ]
         return torch.stack(parts).sum(0)
@@ -88,7 +88,7 @@ class AttributeMatches(nn.Module):
         strength_MAH = F.softplus(self.strength(h_MD)).view(-1, *split)
         bags = []
         for index, (field, worth_HS) in enumerate(zip(self.attributes, self.worth, strict=True)):
-            codes_MLC = shown_ULW[..., field.start : field.start + field.width][user_M].long()
+            codes_MLC = shown_ULW[..., field.columns][user_M].long()
             there_MLC = (codes_MLC >= FIRST_VALUE) & (codes_MLC < field.size)
             logit_MHL = torch.einsum("mhe,mlhe->mhl", query_MAHE[:, index], key_ULAHE[:, :, index][user_M])
             logit_MHL = logit_MHL / math.sqrt(KEY_WIDTH)

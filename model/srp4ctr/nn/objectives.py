@@ -210,7 +210,7 @@ class PretrainObjective(nn.Module):
         if self.masking.attributes:
             for index, head in enumerate(self.attribute_heads, start=1):
                 field, hidden_UL = model.fields.item[index], hidden_ULF[..., index]
-                codes_MV = items_ULW[hidden_UL][:, field.start : field.start + field.width]
+                codes_MV = items_ULW[hidden_UL][:, field.columns]
                 losses[f"item.{field.name}"] = head(h_ULD[hidden_UL], codes_MV, model.items.values(index))
         return losses
 

@@ -133,7 +133,7 @@ def nightly_cuts(config: RunConfig, prepared: Prepared, rows: Ints) -> Ints:
     event_s, row_s = _times(config, prepared, column)
     row_s = row_s[rows]
     users, cut, start = prepared.rows.user[rows], prepared.rows.cut[rows], prepared.events.start
-    theirs = np.isin(np.repeat(np.arange(len(start) - 1), prepared.event_counts()), users)
+    theirs = np.isin(prepared.event_users(), users)
     if np.isnan(row_s).any() or np.isnan(event_s[theirs]).any():
         raise DataError(f"needs times, and the column {column!r} lacks some")
     day = row_s - row_s % DAY_S
