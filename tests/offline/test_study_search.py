@@ -45,6 +45,8 @@ def test_the_study_trains_din_as_its_search_chose() -> None:
         cell = planned[protocol]
         assert best["learning_rate"] == cell.config.finetune.learning_rate, protocol
         assert best["rows_per_history"] == cell.config.finetune.rows_per_history, protocol
+        assert best["shuffle_events"] == cell.config.finetune.shuffle_events, protocol
+        assert best["epochs"] == cell.config.finetune.epochs, protocol
         assert best["dropout"] == cell.plan.baseline.dropout, protocol
         assert best["in_study"]
         assert not any(row["in_study"] for row in others)

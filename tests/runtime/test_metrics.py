@@ -66,6 +66,20 @@ def test_intervals_hold_users_together() -> None:
     assert low < once.value[0] < high
 
 
+def test_parts_of_the_rows_are_drawn_with_the_whole() -> None:
+    """Draw by draw the loss of all rows lies between those of two parts, though some users have no row in one of them."""
+    label, user, probability = sample(7)
+    part = (np.arange(len(label)) % 3 == 0) | (user % 4 == 0)
+    assert set(user[~part]) < set(user)
+    whole, one, other = (
+        evaluate_rows(label[at], user[at], probability[at], among=user) for at in (part | ~part, part, ~part)
+    )
+    losses = [quality.draws[:, 2] for quality in (one, whole, other)]
+    assert ((np.sort(losses, axis=0)[1]) == losses[1]).all()
+    empty = evaluate_rows(label[:1], user[:1], probability[:1], among=user)
+    assert np.isnan(empty.draws).any()
+
+
 def test_paired_difference_is_tighter_than_both() -> None:
     """Two close models are told apart by the paired interval though their own intervals overlap."""
     label, user, probability = sample(3, rows=3000, users=200)

@@ -78,13 +78,22 @@ class Quality:
 
 
 def evaluate_rows(
-    label: Labels, user: NDArray[np.integer[Any]], probability: Floats, seed: int = 0, draws: int = DRAWS
+    label: Labels,
+    user: NDArray[np.integer[Any]],
+    probability: Floats,
+    seed: int = 0,
+    draws: int = DRAWS,
+    among: NDArray[np.integer[Any]] | None = None,
 ) -> Quality:
-    """All metrics, on the rows as they are and on `draws` bootstrap samples of users, all rows of a user together."""
-    place = np.unique(user, return_inverse=True)[1]
-    users = int(place.max()) + 1
+    """All metrics, on the rows as they are and on `draws` bootstrap samples of users, all rows of a user together.
+
+    Users are drawn from those of the rows, or from `among`, which has them all: parts of the rows whose draws are to be paired
+    are given the users of the whole.
+    """
+    drawn = np.unique(user if among is None else among)
+    place, users = np.searchsorted(drawn, user), len(drawn)
     ranking = _Ranking(label, probability)
-    rows_of_user = np.bincount(place).astype(float)
+    rows_of_user = np.bincount(place, minlength=users).astype(float)
     own = np.array(
         [_Ranking(label[at], probability[at]).auc(np.ones(len(at))) for at in _groups(place, users)]
     )
@@ -93,6 +102,8 @@ def evaluate_rows(
 
     def under(times: Floats) -> list[float]:
         weight = times[place]
+        if not weight.sum():
+            return [float("nan")] * len(METRICS)
         rated = ~np.isnan(own)
         share = times[rated] * rows_of_user[rated]
         gauc = float((share * own[rated]).sum() / share.sum()) if share.sum() else float("nan")

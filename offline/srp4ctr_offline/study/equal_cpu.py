@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from srp4ctr.nn.baselines import BASELINES
 from srp4ctr_offline.study.compare import RIVAL, Difference, spread
 from srp4ctr_offline.study.entries import cpu_minutes
 from srp4ctr_offline.study.markdown import (
@@ -63,10 +64,15 @@ def averaged_rival(measured: Measured, name: str = RIVAL) -> Averaged | None:
 
 
 def equal_cpu_section(measured: Measured) -> list[str]:
-    """The reference against DIN at its best, and against the mean of several."""
+    """The reference against DIN at its best, against the mean of several, and against the other published models."""
     reference = measured.reference
     if not {RIVAL, reference} <= measured.cells.keys():
         return []
+    others = [
+        name
+        for name, cells in measured.cells.items()
+        if name != RIVAL and next(iter(cells.values())).plan.kind in BASELINES
+    ]
     rows = [_row(measured, name) for name in (reference, RIVAL)]
     averaged = averaged_rival(measured)
     if averaged is not None:
@@ -83,6 +89,7 @@ def equal_cpu_section(measured: Measured) -> list[str]:
                 NONE,
             ]
         )
+    rows += [_row(measured, name) for name in others]
     blocks = [
         "### At equal CPU",
         (

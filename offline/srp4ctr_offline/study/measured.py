@@ -13,7 +13,7 @@ from srp4ctr_offline import floors, rates
 from srp4ctr_offline.checkpoint import new_model
 from srp4ctr_offline.prepare import prepare
 from srp4ctr_offline.prepared import TEST, Ints, Prepared
-from srp4ctr_offline.study.compare import Compared
+from srp4ctr_offline.study.compare import Compared, Spread, spread
 from srp4ctr_offline.study.plan import Cell, StudyPlan
 from srp4ctr_offline.study.results import Results, source_of
 
@@ -41,6 +41,16 @@ class Measured:
             for name, seeds in self.cells.items()
         }
         return {name: seeds for name, seeds in absent.items() if seeds}
+
+    def valid_auc(self, name: str) -> Spread:
+        """AUC on the validation rows, by which everything is chosen, of a model's single seeds."""
+        return spread(one["valid"]["auc"] for one in self.records[name].values())
+
+    def valid_difference(self, name: str) -> float | None:
+        """The reference's AUC on the validation rows minus this model's, means of single seeds; None without a record of both."""
+        if not {self.reference, name} <= self.records.keys():
+            return None
+        return self.valid_auc(self.reference).mean - self.valid_auc(name).mean
 
     def without_predictions(self) -> list[str]:
         """Finished cells of rows whose predictions are gone, by `model seed`."""

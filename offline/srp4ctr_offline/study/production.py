@@ -192,33 +192,30 @@ def _slices_table(slices: list[Slice], what: str, reference: str) -> str:
 
 
 def tail_sentence(slices: list[Slice]) -> list[str]:
-    """Whether rare items gain more than common ones, of the two slices; only where their intervals lie apart."""
-    gains = tail_gains(slices)
-    if gains is None:
+    """Whether rare items gain more than common ones, of the two slices of `tail_slices`."""
+    more = tail_gain(slices)
+    if more is None:
         return []
-    (low, high), (least, most) = (one["interval_95"] for one in gains.values())
-    word = "gain more than" if low > most else "gain less than" if high < least else "are not told apart from"
+    low, high = more["interval_95"]
+    word = "gain more than" if low > 0 else "gain less than" if high < 0 else "are not told apart from"
     return [
-        (
-            f"The rarer items that training has seen {word} the most common, by `{RIVAL}`'s paired intervals "
-            f"({gains_text(gains)})."
-        )
+        f"Over `{RIVAL}`, the rarer items that training has seen {word} the most common ({gains_text(slices)})."
     ]
 
 
-def tail_gains(slices: list[Slice]) -> dict[str, dict[str, Any]] | None:
-    """The differences of the rarer and of the most common items, by the slices' names; None where one is not defined."""
-    gains = {
-        one.name: one.difference
-        for one in slices
-        if one.difference is not None and None not in one.difference["interval_95"]
-    }
-    return gains if len(gains) == 2 else None
+def tail_gain(slices: list[Slice]) -> dict[str, Any] | None:
+    """The gain on the rarer items minus that on the most common, with its interval; None where one is not defined."""
+    return slices[0].gains_over(slices[1]) if len(slices) == 2 else None
 
 
-def gains_text(gains: dict[str, dict[str, Any]]) -> str:
-    """Each slice's difference with its interval."""
+def gains_text(slices: list[Slice]) -> str:
+    """Each slice's difference, and that of both, with their intervals."""
+    more = tail_gain(slices)
+    parts = [(f"{one.name} training rows", one.difference) for one in slices] + [
+        ("the former minus the latter", more)
+    ]
     return "; ".join(
-        f"{name} training rows: {with_interval(gain['difference'], gain['interval_95'], '+')}"
-        for name, gain in gains.items()
+        f"{name}: {with_interval(gain['difference'], gain['interval_95'], '+')}"
+        for name, gain in parts
+        if gain is not None
     )

@@ -11,6 +11,7 @@ from srp4ctr_offline.study.markdown import (
     best_epochs,
     image,
     minutes_text,
+    number,
     padding_text,
     seeds_text,
     table,
@@ -56,6 +57,7 @@ def _single_seeds(measured: Measured) -> list[str]:
             [
                 name,
                 f"{len(records)} of {len(measured.cells[name])}",
+                with_deviation(measured.valid_auc(name)),
                 *(with_deviation(figures[metric]) for metric in METRICS),
                 minutes_text(minutes.mean),
                 best_epochs(records.values()),
@@ -65,12 +67,25 @@ def _single_seeds(measured: Measured) -> list[str]:
     return [
         (
             "Single seeds on the test rows, mean ± standard deviation over seeds; this is what one trained model gives. "
+            "Validation AUC: on the rows that everything was chosen on. "
             "Best epoch: the one that validation chose (mean over seeds), of those allowed; 0 is before fine-tuning. A best "
             "epoch that is the last allowed says that more training might still help. Padding: its share of the positions "
             "that pre-training encoded."
         ),
         table(
-            ["model", "seeds", "AUC", "GAUC", "logloss", "ECE", "CPU minutes", "best epoch", "padding"], rows
+            [
+                "model",
+                "seeds",
+                "validation AUC",
+                "AUC",
+                "GAUC",
+                "logloss",
+                "ECE",
+                "CPU minutes",
+                "best epoch",
+                "padding",
+            ],
+            rows,
         ),
     ]
 
@@ -105,6 +120,7 @@ def _paired(measured: Measured, plots: Path) -> list[str]:
         ),
         differences_table(differences, reference),
     ]
+    blocks += _otherwise_on_validation(measured, differences)
     # Floors are so far below that beside them the models could not be told apart.
     models = [one for one in differences if not one.floor]
     if models:
@@ -114,6 +130,18 @@ def _paired(measured: Measured, plots: Path) -> list[str]:
             image(f"{plots.name}/{path.name}", f"{measured.protocol}: AUC of {reference} minus each other")
         )
     return blocks
+
+
+def _otherwise_on_validation(measured: Measured, differences: Iterable[Difference]) -> list[str]:
+    """Models whose verdict the validation rows contradict: what differs in sign between two sets of rows is nothing to build on."""
+    found = []
+    for one in differences:
+        word, valid = one.verdict().split()[0], measured.valid_difference(one.name)
+        if valid is not None and {"better": valid < 0, "worse": valid > 0}.get(word, False):
+            found.append(f"`{one.name}` ({number(valid, 4, '+')})")
+    if not found:
+        return []
+    return [f"On the validation rows it is the other way round for {', '.join(found)}, by single seeds' AUC."]
 
 
 def differences_table(differences: Iterable[Difference], reference: str, notes: bool = False) -> str:

@@ -10,7 +10,7 @@ from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.plan import Cell
 from srp4ctr_offline.study.plots import Point, plot_frontier
 
-COSTED = ("sequence", RIVAL)
+COSTED = ("sequence", RIVAL, "din-narrow")
 FRONTIER = (
     "mean-pooling",
     "tokens-q4",
@@ -18,6 +18,7 @@ FRONTIER = (
     "no-recent-events",
     "tokens-q32",
     "tokens-q64",
+    "tokens-alone",
     "tokens-short",
     "tokens",
     "sequence-short",
@@ -81,9 +82,10 @@ def frontier_section(measured: Measured, cost: Cost, plots: Path) -> list[str]:
         "### What a state costs and what it is worth",
         (
             "Bytes: a stored state with its header, the mean over all users. Milliseconds: CPU of the exported scorer, one "
-            "thread, of a user with a history of full length. `tokens` had `sequence` for a teacher, which takes training "
-            "time and no byte; the other states of tokens had none. `mean-pooling`, `tokens-q*` and `no-recent-events` (16 "
-            "tokens) are tokens alone; `tokens-short` and `tokens` also keep recent events as codes."
+            "thread, of a user with a history of full length. `tokens` and `tokens-alone` had `sequence` for a teacher, which takes "
+            "training time and no byte, and longer pre-training; the other states of tokens had neither. `mean-pooling`, `tokens-q*`, "
+            "`no-recent-events` (16 tokens) and `tokens-alone` (16) are tokens alone; `tokens-short` and `tokens` also keep recent "
+            "events as codes."
         ),
         table(["model", "bytes a user", *times, "AUC, single seeds", "seeds"], rows),
         image(f"{plots.name}/{path.name}", f"{measured.protocol}: bytes a user against AUC"),
@@ -133,7 +135,7 @@ def cost_section(measured: Measured, cost: Cost) -> list[str]:
         ),
         _times_table(models),
     ]
-    absent = [name for name in (measured.reference, *COSTED) if name not in models]
+    absent = [name for name in (measured.reference, *COSTED) if name in measured.cells and name not in models]
     if absent:
         blocks.append(f"Not measured, for want of a finished cell: {', '.join(absent)}.")
     return blocks

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from srp4ctr.runtime.metrics import auc, evaluate_rows
+from srp4ctr.runtime.metrics import METRICS, Floats, auc, evaluate_rows
 from srp4ctr_offline.prepared import TRAIN, Ints, Prepared
 from srp4ctr_offline.study.compare import Compared
 
@@ -19,13 +19,27 @@ USER_BOUNDS: tuple[Bounds, ...] = ((0, 0), (1, 9), (10, 49), (50, None))
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice: AUC by model (None where it has one label only), and the reference minus the rival, paired."""
+    """One slice: AUC by model (None where it has one label only), and the reference minus the rival, paired.
+
+    `draws` [D] are that difference's under draws of all test users, the same in every slice.
+    """
 
     name: str
     rows: int
     users: int
     auc: dict[str, float | None]
-    difference: dict[str, Any] | None
+    difference: dict[str, Any] | None = None
+    draws: Floats | None = None
+
+    def gains_over(self, other: "Slice") -> dict[str, Any] | None:
+        """How much more the reference is above the rival here than in the other, paired; None where one of both is not defined."""
+        if self.difference is None or other.difference is None or self.draws is None or other.draws is None:
+            return None
+        ends = np.percentile(self.draws - other.draws, [2.5, 97.5])
+        if not np.isfinite(ends).all():
+            return None
+        difference = self.difference["difference"] - other.difference["difference"]
+        return {"difference": round(difference, 6), "interval_95": [round(float(end), 6) for end in ends]}
 
 
 def item_counts(prepared: Prepared, rows: Ints) -> Ints:
@@ -84,12 +98,14 @@ def make_slices(
         if not len(at):
             continue
         label, user = compared.label[at], compared.user[at]
-        difference = None
+        difference, draws = None, None
         if compared.reference in taken and rival in taken:
             ours, theirs = (
-                evaluate_rows(label, user, taken[name][at]) for name in (compared.reference, rival)
+                evaluate_rows(label, user, taken[name][at], among=compared.user)
+                for name in (compared.reference, rival)
             )
             difference = ours.difference(theirs)["auc"]
+            draws = (ours.draws - theirs.draws)[:, METRICS.index("auc")]
         found.append(
             Slice(
                 name=slice_name(bound),
@@ -97,6 +113,7 @@ def make_slices(
                 users=len(np.unique(user)),
                 auc={name: _defined(auc(label, chances[at])) for name, chances in taken.items()},
                 difference=difference,
+                draws=draws,
             )
         )
     return found

@@ -1,10 +1,10 @@
-"""What the study says in five sentences, and how its models were trained: all of it from plan and results."""
+"""What the study says in short, and how its models were trained: all of it from plan and results."""
 
 from typing import Any
 
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr_offline.config import OptimizerConfig
-from srp4ctr_offline.study.compare import RIVAL, Difference
+from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, Difference
 from srp4ctr_offline.study.cost import Cost
 from srp4ctr_offline.study.equal_cpu import averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import (
@@ -23,25 +23,36 @@ from srp4ctr_offline.study.sections import ablated_of
 
 WHOLE = "sequence"
 FRESH, WITHOUT_LABELS = "no-pretraining", "no-labels"
-TOKENS_ALONE, POOLED, POOLED_BESIDE = "no-recent-events", "mean-pooling", "mean-pooling-recent"
+TAUGHT, ALONE = "din-taught", "tokens-alone"
+PARTS = {
+    "recent events beside the tokens": "no-recent-events",
+    "tokens in place of the history's mean": "mean-pooling",
+    "the same beside recent events": "mean-pooling-recent",
+    "the candidate's attention to tokens": "no-cross-attention",
+    "item attributes": "no-item-attributes",
+    "attributes and behaviours among pre-training's targets": "ids-only-masking",
+}
+"""What the sentence on parts calls what a model lacks."""
 SHOWN_CANDIDATES = "100"
 SAME_TIME = 0.8
 """Part of another's CPU time from which on nothing is said to be saved: two timings may differ by as much."""
 
 
 def summary_section(measured: Measured | None, cost: Cost | None) -> list[str]:
-    """Five sentences on the first protocol with a finished reference; what a sentence lacks is named instead."""
+    """Sentences on the first protocol with a finished reference; what a sentence lacks is named instead."""
     if measured is None or cost is None:
         return []
     sentences = {
         f"`{measured.reference}` against `{RIVAL}`": _over_rival(measured),
         f"`{measured.reference}` against several `{RIVAL}`": _over_several(measured),
+        f"`{measured.reference}` against `{TAUGHT}`": _over_taught(measured),
         f"`{measured.reference}` against `{WHOLE}`": _against_whole(measured, cost),
+        f"`{ALONE}`, which keeps no recent events": _alone(measured),
         "what pre-training is worth": _pretraining(measured),
-        "what the tokens hold by themselves": _tokens_alone(measured),
+        "what the other parts are worth": _parts(measured),
     }
     lines = [sentence or f"Not measured: {what}." for what, sentence in sentences.items()]
-    return [f"## In five sentences, {measured.protocol}", bullets(lines)]
+    return [f"## In short, {measured.protocol}", bullets(lines)]
 
 
 def _over_rival(measured: Measured) -> str | None:
@@ -107,13 +118,37 @@ def _pretraining(measured: Measured) -> str | None:
     return f"Pre-training, which sees the training rows' labels as event labels, is worth an AUC of {fresh}{rest}."
 
 
-def _tokens_alone(measured: Measured) -> str | None:
-    recent, queries, beside = (_worth(measured, name) for name in (TOKENS_ALONE, POOLED, POOLED_BESIDE))
-    if recent is None:
+def _over_taught(measured: Measured) -> str | None:
+    compared, reference = measured.compared, measured.reference
+    assert compared is not None
+    one, ratio = compared.difference(TAUGHT), minutes_ratio(measured, TAUGHT)
+    if one is None or ratio is None:
         return None
-    rest = f", tokens in place of the history's mean {queries}" if queries else ""
-    rest += f", the same beside recent events {beside}" if beside else ""
-    return f"In AUC, recent events beside the tokens are worth {recent}{rest}."
+    return (
+        f"With the same `{WHOLE}` for a teacher `{RIVAL}` has {with_deviation(compared.spread(TAUGHT)['auc'])}, for {number(ratio, 2)} of the CPU "
+        f"minutes: `{reference}` is {_difference(one)} from that."
+    )
+
+
+def _alone(measured: Measured) -> str | None:
+    compared = measured.compared
+    assert compared is not None
+    rival, whole = (compared.difference(name, ALONE) for name in (RIVAL, WHOLE))
+    if rival is None or whole is None:
+        return None
+    return (
+        f"Trained the same way without recent events, in {thousands(_state_bytes(measured, ALONE))} bytes a user, the tokens alone have "
+        f"{with_deviation(compared.spread(ALONE)['auc'])}: {_difference(rival)} from `{RIVAL}`, {_difference(whole)} from `{WHOLE}`."
+    )
+
+
+def _parts(measured: Measured) -> str | None:
+    found = {what: worth for what, name in PARTS.items() if (worth := _worth(measured, name))}
+    if not found:
+        return None
+    return (
+        "What parts are worth in AUC: " + ", ".join(f"{what} {worth}" for what, worth in found.items()) + "."
+    )
 
 
 def _worth(measured: Measured, name: str) -> str | None:
@@ -125,7 +160,8 @@ def _worth(measured: Measured, name: str) -> str | None:
 
 
 def _difference(one: Difference) -> str:
-    return f"{_interval(one.paired)} ({len(one.seeds)} seed{'s' * (len(one.seeds) > 1)})"
+    few = ", a lead" if len(one.seeds) < ENOUGH_SEEDS else ""
+    return f"{_interval(one.paired)} ({len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}{few})"
 
 
 def _state_bytes(measured: Measured, name: str) -> int:
@@ -143,11 +179,14 @@ def setup_section(measured: Measured) -> list[str]:
     blocks = [
         "### Set-up",
         (
-            "Training: epochs (of fine-tuning: at most), histories a batch, learning rate; rows: trained on one encoded "
-            "history; encoder: its part of that rate. DIN is without Dice and mini-batch aware regularisation, DIEN without "
+            "Training: epochs (of fine-tuning: at most), histories a batch, learning rate, and whether each epoch has a user's events in "
+            "another order; rows: trained on one encoded history; encoder: its part of that rate. A search chose DIN's settings "
+            "(din-search.md), ours were chosen on validation rows one by one (docs/log.md), the other models' are set by hand. DIN is without Dice and mini-batch aware regularisation, DIEN without "
             "its auxiliary loss."
         ),
-        table(["model", "pre-training", "fine-tuning", "rows", "encoder", "state", "teacher"], rows),
+        table(
+            ["model", "network", "pre-training", "fine-tuning", "rows", "encoder", "state", "teacher"], rows
+        ),
     ]
     supervised = [
         name
@@ -203,6 +242,7 @@ def _setup(cell: Cell) -> list[str]:
         state = f"{tokens} token{'s' * (tokens > 1)}, {model.recent_events} events"
     return [
         cell.model,
+        _network(cell),
         _steps(config.pretrain) if ours and cell.plan.pretrained else NONE,
         _steps(tuning),
         str(tuning.rows_per_history),
@@ -212,5 +252,15 @@ def _setup(cell: Cell) -> list[str]:
     ]
 
 
+def _network(cell: Cell) -> str:
+    sizes = cell.config.model if cell.plan.kind not in BASELINES else cell.plan.baseline
+    tower = "-".join(map(str, sizes.tower))
+    unit = (
+        f", attention {'-'.join(map(str, cell.plan.baseline.attention))}" if cell.plan.kind == RIVAL else ""
+    )
+    return f"{sizes.width} wide{unit}, tower {tower}"
+
+
 def _steps(options: OptimizerConfig) -> str:
-    return f"{options.epochs} of {options.batch_size} at {options.learning_rate:g}"
+    shuffled = ", shuffled" if options.shuffle_events else ""
+    return f"{options.epochs} of {options.batch_size} at {options.learning_rate:g}{shuffled}"
