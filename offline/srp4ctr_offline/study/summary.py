@@ -160,7 +160,10 @@ def _worth(measured: Measured, name: str) -> str | None:
 
 
 def _difference(one: Difference) -> str:
-    few = ", a lead" if len(one.seeds) < ENOUGH_SEEDS else ""
+    word = one.verdict()
+    few = (
+        ", not told apart" if word.startswith("not") else ", a lead" if len(one.seeds) < ENOUGH_SEEDS else ""
+    )
     return f"{_interval(one.paired)} ({len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}{few})"
 
 
