@@ -45,17 +45,21 @@ def plot_differences(differences: Sequence[Difference], reference: str, path: Pa
 
 def plot_frontier(points: Sequence[Point], path: Path) -> None:
     """State bytes against AUC, the CPU of scoring written beside each point."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 5.6), layout="constrained")
     for number, one in enumerate(points):
         axes.errorbar(one.state_bytes, one.auc, yerr=one.deviation, fmt="o", capsize=3, color="tab:blue")
         cpu = " / ".join(f"{value:.2f}" for value in one.cpu_ms.values())
-        # Above and below in turn, so that neighbours do not cover each other.
+        # Those of about the same bytes stand over each other, and have their labels beside them; the others theirs above and below in
+        # turn, so that neighbours do not cover each other.
+        stacked = (
+            sum(1 / TICK_RATIO < other.state_bytes / one.state_bytes < TICK_RATIO for other in points) > 1
+        )
         axes.annotate(
             f"{one.name}\n{cpu} ms" if cpu else one.name,
             (one.state_bytes, one.auc),
-            xytext=(7, 9 if number % 2 else -22),
+            xytext=(9, -8) if stacked else (7, 9 if number % 2 else -22),
             textcoords="offset points",
-            fontsize=8,
+            fontsize=7,
         )
     axes.set_xscale("log")
     places: list[int] = []
