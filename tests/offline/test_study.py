@@ -674,6 +674,7 @@ def test_the_frontier_has_each_state_that_is_measured(made_up) -> None:
     assert "what it saves is bytes." in text
     assert "Not measured: `tokens` against `din`." in text
     assert "Not measured: `tokens` against `din-taught`." in text
+    assert len(text.splitlines()) == 7
 
 
 def test_epochs_and_padding_of_records() -> None:

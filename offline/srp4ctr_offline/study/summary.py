@@ -56,15 +56,13 @@ def summary_section(measured: Measured | None, cost: Cost | None) -> list[str]:
 
 
 def _over_rival(measured: Measured) -> str | None:
-    compared, reference = measured.compared, measured.reference
-    assert compared is not None
-    one, ratio = compared.difference(RIVAL), minutes_ratio(measured, RIVAL)
-    if one is None or ratio is None:
+    against = _against(measured, RIVAL)
+    if against is None:
         return None
+    one, ratio, auc = against
     return (
-        f"`{reference}` has a test AUC of {with_deviation(compared.spread(reference)['auc'])} in single seeds, `{RIVAL}` "
-        f"{with_deviation(compared.spread(RIVAL)['auc'])}; averaged over seeds {seeds_text(one.seeds)} the difference is "
-        f"{_interval(one.paired)}, for {number(1 / ratio, 1)} times the CPU minutes."
+        f"`{measured.reference}` has a test AUC of {_auc(measured, measured.reference)} in single seeds, `{RIVAL}` {auc}; averaged over seeds "
+        f"{seeds_text(one.seeds)} the difference is {_interval(one.paired)}, for {number(1 / ratio, 1)} times the CPU minutes."
     )
 
 
@@ -119,14 +117,13 @@ def _pretraining(measured: Measured) -> str | None:
 
 
 def _over_taught(measured: Measured) -> str | None:
-    compared, reference = measured.compared, measured.reference
-    assert compared is not None
-    one, ratio = compared.difference(TAUGHT), minutes_ratio(measured, TAUGHT)
-    if one is None or ratio is None:
+    against = _against(measured, TAUGHT)
+    if against is None:
         return None
+    one, ratio, auc = against
     return (
-        f"With the same `{WHOLE}` for a teacher `{RIVAL}` has {with_deviation(compared.spread(TAUGHT)['auc'])}, for {number(ratio, 2)} of the CPU "
-        f"minutes: `{reference}` is {_difference(one)} from that."
+        f"With the same `{WHOLE}` for a teacher `{RIVAL}` has {auc}, for {number(ratio, 2)} of the CPU minutes: `{measured.reference}` is "
+        f"{_difference(one)} from that."
     )
 
 
@@ -138,7 +135,7 @@ def _alone(measured: Measured) -> str | None:
         return None
     return (
         f"Trained the same way without recent events, in {thousands(_state_bytes(measured, ALONE))} bytes a user, the tokens alone have "
-        f"{with_deviation(compared.spread(ALONE)['auc'])}: {_difference(rival)} from `{RIVAL}`, {_difference(whole)} from `{WHOLE}`."
+        f"{_auc(measured, ALONE)}: {_difference(rival)} from `{RIVAL}`, {_difference(whole)} from `{WHOLE}`."
     )
 
 
@@ -149,6 +146,18 @@ def _parts(measured: Measured) -> str | None:
     return (
         "What parts are worth in AUC: " + ", ".join(f"{what} {worth}" for what, worth in found.items()) + "."
     )
+
+
+def _against(measured: Measured, name: str) -> tuple[Difference, float, str] | None:
+    """The reference minus a model, the model's part of its CPU minutes, the model's AUC; None where one of both is not measured."""
+    assert measured.compared is not None
+    one, ratio = measured.compared.difference(name), minutes_ratio(measured, name)
+    return None if one is None or ratio is None else (one, ratio, _auc(measured, name))
+
+
+def _auc(measured: Measured, name: str) -> str:
+    assert measured.compared is not None
+    return with_deviation(measured.compared.spread(name)["auc"])
 
 
 def _worth(measured: Measured, name: str) -> str | None:
