@@ -16,7 +16,7 @@ from srp4ctr_offline.floors import FLOORS
 from srp4ctr_offline.prepared import TEST
 from srp4ctr_offline.study import production
 from srp4ctr_offline.study.aims import next_item_aims, rows_aims
-from srp4ctr_offline.study.compare import Compared, spread
+from srp4ctr_offline.study.compare import Compared, sign_of, spread
 from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.cost import cost_of
 from srp4ctr_offline.study.equal_cpu import averaged_rival, equal_cpu_section
@@ -409,6 +409,12 @@ def test_small_data_are_sliced_into_quarters() -> None:
         assert (hits == 1).all(), bounds
 
 
+def test_an_interval_says_something_above_or_below_0_alone() -> None:
+    """An end at 0 says nothing."""
+    ends = ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0, 0.1), (-0.1, 0), (0, 0), (None, None))
+    assert [sign_of(one) for one in ends] == [1, -1, 0, 0, 0, 0, None]
+
+
 def test_figures_as_they_are_printed() -> None:
     """Three forms of a number, a seed list, a table with a bar in a cell."""
     assert [number(x, sign="+") for x in (0.81451, -0.00204, 1.0, -0.00001, None)] == [
@@ -564,6 +570,29 @@ def test_aims_on_states_and_calibration(made_up) -> None:
 
 
 @pytest.mark.parametrize(
+    ("valid", "better", "word"), [(0.9, "sequence-long", "**missed**"), (0.1, "sequence", "met")]
+)
+def test_full_attention_is_what_validation_rows_prefer(made_up, valid, better, word) -> None:
+    """Tokens stand against the model of the whole history that is chosen on validation rows, whatever test rows say."""
+    here = made_up(
+        {},
+        tokens=dict.fromkeys(SEEDS, WRONG),
+        sequence=dict.fromkeys(SEEDS, WRONG),
+        **{"sequence-long": dict.fromkeys(SEEDS, RIGHT)},
+    )
+    for name, records in here.records.items():
+        for record in records.values():
+            record["valid"] = {"auc": valid if name == "sequence-long" else 0.5}
+    words = {aim: word for aim, _, word in rows_aims(here, {})}
+    assert (
+        words[
+            f"AUC of tokens at most .003 below {better}, of sequence and sequence-long the better on validation rows"
+        ]
+        == word
+    )
+
+
+@pytest.mark.parametrize(
     ("hits", "gains", "words"),
     [
         (0.57, 0.39, ["met", "met"]),
@@ -675,6 +704,11 @@ def test_the_frontier_has_each_state_that_is_measured(made_up) -> None:
     assert "Not measured: `tokens` against `din`." in text
     assert "Not measured: `tokens` against `din-taught`." in text
     assert len(text.splitlines()) == 7
+    here = made_up({}, sequence={1: RIGHT}, tokens={1: RIGHT, 2: half}, **{"sequence-long": {1: half}})
+    for name, size in (("tokens", 2304), ("sequence", 14217)):
+        here.records[name][1]["state_bytes"] = size
+    ((_, longer),) = re.findall("(what it saves is bytes\\.)(.*)", summary_section(here, cost)[1])
+    assert longer.startswith(" Trained for longer, as `sequence-long`, it has .5000 (")
 
 
 def test_epochs_and_padding_of_records() -> None:

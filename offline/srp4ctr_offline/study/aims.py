@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from srp4ctr.runtime.metrics import Quality, calibration_error_by_chance
-from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, Difference
+from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, Difference, sign_of
 from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, averaged_rival, minutes_ratio
-from srp4ctr_offline.study.markdown import number, seeds_text, table, with_interval
+from srp4ctr_offline.study.markdown import difference_text, number, seeds_text, table
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.production import (
     Conditions,
@@ -27,7 +27,9 @@ BEAUTY = {"S3-Rec's": (0.5506, 0.3732), "its authors' rerun of S3-Rec,": (0.5687
 """HR@10 and NDCG@10 against 99 uniform negatives: as published (Zhou et al., CIKM 2020), and as in the README of its code."""
 
 UNKNOWN = "not measured"
-WHOLE, TOKENS_ALONE = "sequence", "no-recent-events"
+TOKENS_ALONE = "no-recent-events"
+WHOLES = ("sequence", "sequence-long")
+"""Models that candidates see the whole history of."""
 Aim = tuple[str, str, str]
 """What was aimed at, what was measured, and the verdict: met, missed, open, a lead, not told apart, not measured."""
 
@@ -41,7 +43,7 @@ def rows_aims(measured: Measured, conditions: Conditions) -> list[Aim]:
     if RIVAL in measured.cells:
         found += _over_rival(measured)
         found.append(_tail(measured))
-    if WHOLE in measured.cells:
+    if WHOLES[0] in measured.cells:
         found.append(_below_whole(measured))
     for name in (reference, TOKENS_ALONE):
         if any(cell.plan.conditions for cell in measured.cells.get(name, {}).values()):
@@ -59,18 +61,21 @@ def _tail(measured: Measured) -> Aim:
     more = tail_gain(slices)
     if more is None:
         return aim, UNKNOWN, UNKNOWN
-    low, high = more["interval_95"]
+    sign = sign_of(more["interval_95"])
     assert measured.compared is not None
     few = len(measured.compared.seeds(measured.reference, RIVAL)) < ENOUGH_SEEDS
-    word = "not told apart" if low <= 0 <= high else _word(low > 0, more, few=few)
+    word = _word(sign > 0, more, few=few) if sign else "not told apart"
     return aim, gains_text(slices), word
 
 
 def _below_whole(measured: Measured) -> Aim:
     assert measured.compared is not None
-    one = measured.compared.difference(WHOLE)
+    trained = [name for name in WHOLES if name in measured.records]
+    best = max(trained, key=lambda name: measured.valid_auc(name).mean, default=WHOLES[0])
+    one = measured.compared.difference(best)
     met = one is not None and _auc(one) >= -BELOW_SEQUENCE
-    aim = f"AUC of {measured.reference} at most {number(BELOW_SEQUENCE, 3)} below {WHOLE}"
+    better = f", of {' and '.join(trained)} the better on validation rows" if len(trained) > 1 else ""
+    aim = f"AUC of {measured.reference} at most {number(BELOW_SEQUENCE, 3)} below {best}{better}"
     return aim, _paired(one), _word(met, one, few=_few(one))
 
 
@@ -125,7 +130,7 @@ def _over_rival(measured: Measured) -> list[Aim]:
         found.append(
             (
                 f"{above} {RIVAL} given its CPU minutes: seeds {seeds_text(averaged.seeds)} averaged, {reference}'s single",
-                with_interval(auc["difference"], auc["interval_95"], "+") + _of_minutes(averaged.ratio),
+                difference_text(auc) + _of_minutes(averaged.ratio),
                 _if_valid(
                     _at_equal_cpu(_word(met, averaged, few=few), met=met, ratio=averaged.ratio),
                     met=met,
@@ -196,8 +201,7 @@ def _auc(one: Difference) -> float:
 def _paired(one: Difference | None) -> str:
     if one is None:
         return UNKNOWN
-    paired = one.paired["auc"]
-    return f"{with_interval(paired['difference'], paired['interval_95'], '+')}, {len(one.seeds)} seed{'s' if len(one.seeds) > 1 else ''}"
+    return f"{difference_text(one.paired['auc'])}, {len(one.seeds)} seed{'s' if len(one.seeds) > 1 else ''}"
 
 
 def _few(one: Difference | None) -> bool:

@@ -5,7 +5,7 @@ do one by one, the more so the more there are, and nobody serves it. So they are
 have, and the means of all single seeds of each, which no number of seeds favours, stand beside them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,12 +40,12 @@ class Difference:
 
     def verdict(self, metric: str = "auc") -> str:
         """What the paired interval says of the one that the other is taken from."""
-        low, high = self.paired[metric]["interval_95"]
-        if low is None or high is None:
+        sign = sign_of(self.paired[metric]["interval_95"])
+        if sign is None:
             return "not defined on these rows"
-        if low <= 0 <= high:
+        if not sign:
             return "not told apart"
-        word = "better" if (low > 0) == (metric in ("auc", "gauc")) else "worse"
+        word = "better" if (sign > 0) == (metric in ("auc", "gauc")) else "worse"
         return (
             word if len(self.seeds) >= ENOUGH_SEEDS else f"{word} (a lead: fewer than {ENOUGH_SEEDS} seeds)"
         )
@@ -108,6 +108,14 @@ class Compared:
         """From all others that can be paired, floors last."""
         found = (self.difference(name) for name in (*self.probabilities, *self.floors))
         return [one for one in found if one is not None]
+
+
+def sign_of(interval: Sequence[float | None]) -> int | None:
+    """1 or -1 of an interval above or below 0, 0 of one that holds it; None where it is not defined."""
+    low, high = interval
+    if low is None or high is None:
+        return None
+    return int(low > 0) - int(high < 0)
 
 
 def spread(values: Iterable[float]) -> Spread:

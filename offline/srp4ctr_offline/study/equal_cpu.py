@@ -4,17 +4,17 @@ import math
 from dataclasses import dataclass
 
 from srp4ctr.nn.baselines import BASELINES
-from srp4ctr_offline.study.compare import RIVAL, Difference, spread
+from srp4ctr_offline.study.compare import RIVAL, spread
 from srp4ctr_offline.study.entries import cpu_minutes
 from srp4ctr_offline.study.markdown import (
     NONE,
     best_epochs,
+    difference_text,
     minutes_text,
     number,
     seeds_text,
     table,
     with_deviation,
-    with_interval,
 )
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.production import Paired
@@ -83,9 +83,7 @@ def equal_cpu_section(measured: Measured) -> list[str]:
                 number(averaged.ratio, 2),
                 NONE,
                 number(averaged.auc),
-                with_interval(
-                    averaged.paired["auc"]["difference"], averaged.paired["auc"]["interval_95"], "+"
-                ),
+                difference_text(averaged.paired["auc"]),
                 NONE,
             ]
         )
@@ -132,12 +130,6 @@ def _row(measured: Measured, name: str) -> list[str]:
         number(ratio, 2),
         best_epochs(measured.records[name].values()),
         with_deviation(compared.spread(name)["auc"]),
-        _paired_auc(difference),
+        difference_text(difference.paired["auc"]) if difference else NONE,
         difference.verdict() if difference else NONE,
     ]
-
-
-def _paired_auc(difference: Difference | None) -> str:
-    if difference is None:
-        return NONE
-    return with_interval(difference.paired["auc"]["difference"], difference.paired["auc"]["interval_95"], "+")

@@ -49,6 +49,11 @@ def with_interval(
     return f"{number(value, digits, sign)} [{low}, {high}]"
 
 
+def difference_text(of: Mapping[str, Any], digits: int = 4) -> str:
+    """`+.0021 [.0017, .0025]`, of a `difference` and its `interval_95`."""
+    return with_interval(of["difference"], of["interval_95"], "+", digits)
+
+
 def with_deviation(of: Spread) -> str:
     """`.8145 ± .0011`; the mean alone of one seed."""
     return number(of.mean) if of.deviation is None else f"{number(of.mean)} ± {number(of.deviation)}"

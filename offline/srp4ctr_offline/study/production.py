@@ -3,9 +3,9 @@
 from typing import Any
 
 from srp4ctr.runtime.metrics import Quality, evaluate_rows
-from srp4ctr_offline.study.compare import RIVAL
+from srp4ctr_offline.study.compare import RIVAL, sign_of
 from srp4ctr_offline.study.conditions import CONDITIONS
-from srp4ctr_offline.study.markdown import NONE, number, seeds_text, table, thousands, with_interval
+from srp4ctr_offline.study.markdown import NONE, difference_text, number, seeds_text, table, thousands
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.results import Results
 from srp4ctr_offline.study.slices import (
@@ -79,10 +79,7 @@ def conditions_section(measured: Measured, conditions: Conditions) -> list[str]:
             [
                 name,
                 number(float(quality.value[0])),
-                *(
-                    with_interval(paired[metric]["difference"], paired[metric]["interval_95"], "+", 5)
-                    for metric in ("auc", "gauc", "logloss")
-                ),
+                *(difference_text(paired[metric], 5) for metric in ("auc", "gauc", "logloss")),
                 number(float(quality.value[3])),
             ]
             for name, (paired, quality) in found.items()
@@ -182,9 +179,7 @@ def _slices_table(slices: list[Slice], what: str, reference: str) -> str:
             thousands(one.rows),
             thousands(one.users),
             *(number(one.auc[name]) for name in names),
-            NONE
-            if one.difference is None
-            else with_interval(one.difference["difference"], one.difference["interval_95"], "+"),
+            NONE if one.difference is None else difference_text(one.difference),
         ]
         for one in slices
     ]
@@ -196,8 +191,9 @@ def tail_sentence(slices: list[Slice]) -> list[str]:
     more = tail_gain(slices)
     if more is None:
         return []
-    low, high = more["interval_95"]
-    word = "gain more than" if low > 0 else "gain less than" if high < 0 else "are not told apart from"
+    word = {1: "gain more than", -1: "gain less than"}.get(
+        sign_of(more["interval_95"]) or 0, "are not told apart from"
+    )
     return [
         f"Over `{RIVAL}`, the rarer items that training has seen {word} the most common ({gains_text(slices)})."
     ]
@@ -214,8 +210,4 @@ def gains_text(slices: list[Slice]) -> str:
     parts = [(f"{one.name} training rows", one.difference) for one in slices] + [
         ("the former minus the latter", more)
     ]
-    return "; ".join(
-        f"{name}: {with_interval(gain['difference'], gain['interval_95'], '+')}"
-        for name, gain in parts
-        if gain is not None
-    )
+    return "; ".join(f"{name}: {difference_text(gain)}" for name, gain in parts if gain is not None)

@@ -9,6 +9,7 @@ from srp4ctr_offline.study.compare import RIVAL, Compared, Difference, spread
 from srp4ctr_offline.study.entries import cpu_minutes
 from srp4ctr_offline.study.markdown import (
     best_epochs,
+    difference_text,
     image,
     minutes_text,
     number,
@@ -149,7 +150,7 @@ def differences_table(differences: Iterable[Difference], reference: str, notes: 
     rows = []
     for one in differences:
         paired = [
-            with_interval(of["difference"], of["interval_95"], "+")
+            difference_text(of)
             for of in (one.single["auc"], *(one.paired[metric] for metric in ("auc", "gauc", "logloss")))
         ]
         name = f"{one.name}: {ABLATIONS[one.name]}" if notes else one.name

@@ -1,7 +1,5 @@
 """What the study says in short, and how its models were trained: all of it from plan and results."""
 
-from typing import Any
-
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr_offline.config import OptimizerConfig
 from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, Difference
@@ -10,18 +8,18 @@ from srp4ctr_offline.study.equal_cpu import averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import (
     NONE,
     bullets,
+    difference_text,
     number,
     seeds_text,
     table,
     thousands,
     with_deviation,
-    with_interval,
 )
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.plan import Cell
 from srp4ctr_offline.study.sections import ablated_of
 
-WHOLE = "sequence"
+WHOLE, LONGER = "sequence", "sequence-long"
 FRESH, WITHOUT_LABELS = "no-pretraining", "no-labels"
 TAUGHT, ALONE = "din-taught", "tokens-alone"
 PARTS = {
@@ -62,7 +60,7 @@ def _over_rival(measured: Measured) -> str | None:
     one, ratio, auc = against
     return (
         f"`{measured.reference}` has a test AUC of {_auc(measured, measured.reference)} in single seeds, `{RIVAL}` {auc}; averaged over seeds "
-        f"{seeds_text(one.seeds)} the difference is {_interval(one.paired)}, for {number(1 / ratio, 1)} times the CPU minutes."
+        f"{seeds_text(one.seeds)} the difference is {difference_text(one.paired['auc'])}, for {number(1 / ratio, 1)} times the CPU minutes."
     )
 
 
@@ -72,7 +70,7 @@ def _over_several(measured: Measured) -> str | None:
         return None
     return (
         f"For {number(averaged.ratio, 2)} of `{measured.reference}`'s CPU minutes one may have `{RIVAL}` {len(averaged.seeds)} times and average it: "
-        f"single seeds of `{measured.reference}` are {_interval(averaged.paired)} from that."
+        f"single seeds of `{measured.reference}` are {difference_text(averaged.paired['auc'])} from that."
     )
 
 
@@ -94,9 +92,22 @@ def _against_whole(measured: Measured, cost: Cost) -> str | None:
         if cheaper
     ]
     return (
-        f"`{reference}` is {word} `{WHOLE}` ({_interval(one.paired)}), with {thousands(bytes_ours)} bytes a user against "
+        f"`{reference}` is {word} `{WHOLE}` ({difference_text(one.paired['auc'])}), with {thousands(bytes_ours)} bytes a user against "
         f"{thousands(bytes_theirs)} and {number(ours, 2)} ms of scorer CPU for {SHOWN_CANDIDATES} candidates against "
         f"{number(theirs, 2)}: what it saves is {' and '.join(bought) or 'nothing'}."
+        + _against_longer(measured)
+    )
+
+
+def _against_longer(measured: Measured) -> str:
+    """The same network as WHOLE, which is the teacher, at what it can do by itself."""
+    against = _against(measured, LONGER)
+    if against is None:
+        return ""
+    one, _, auc = against
+    return (
+        f" Trained for longer, as `{LONGER}`, it has {auc} ({number(measured.valid_auc(LONGER).mean)} on validation rows, before "
+        f"{number(measured.valid_auc(WHOLE).mean)}): `{measured.reference}` is {_difference(one)} from that."
     )
 
 
@@ -173,16 +184,12 @@ def _difference(one: Difference) -> str:
     few = (
         ", not told apart" if word.startswith("not") else ", a lead" if len(one.seeds) < ENOUGH_SEEDS else ""
     )
-    return f"{_interval(one.paired)} ({len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}{few})"
+    return f"{difference_text(one.paired['auc'])} ({len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}{few})"
 
 
 def _state_bytes(measured: Measured, name: str) -> int:
     size: int = next(iter(measured.records[name].values()))["state_bytes"]
     return size
-
-
-def _interval(paired: dict[str, dict[str, Any]]) -> str:
-    return with_interval(paired["auc"]["difference"], paired["auc"]["interval_95"], "+")
 
 
 def setup_section(measured: Measured) -> list[str]:

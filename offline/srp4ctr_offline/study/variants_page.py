@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from srp4ctr_offline.study.markdown import bullets, number, with_interval
+from srp4ctr_offline.study.markdown import bullets, difference_text, number
 from srp4ctr_offline.study.markdown import table as markdown
 
 INTRODUCTION = """\
@@ -49,7 +49,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             number(one["cpu_ms"][c], 3) + " ms" if not place else number(one["ratio"][c], 2) for c in counts
         ]
         gap = one["auc_minus_default"]
-        auc = with_interval(gap["difference"], gap["interval_95"], "+", digits=5) if place else ""
+        auc = difference_text(gap, 5) if place else ""
         moved = f"{one['probability_max_abs']:.1e}" if place else ""
         rows.append([one["variant"], *cpu, f"{one['load_cpu_ms']:.0f}", auc, moved])
     return markdown(head, rows)
