@@ -515,6 +515,24 @@ def test_nothing_is_won_at_equal_cpu_from_a_rival_of_less(made_up, minutes, alon
     }
 
 
+@pytest.mark.parametrize(("rival", "word"), [(WRONG, "met"), (RIGHT, "**missed**")])
+def test_a_rival_with_the_same_teacher_has_an_aim_of_its_own(made_up, rival, word) -> None:
+    """Where the plan has it; the aim on the rival by itself is untouched."""
+    here = made_up(
+        {},
+        tokens=dict.fromkeys(SEEDS, RIGHT),
+        din=dict.fromkeys(SEEDS, WRONG),
+        **{"din-taught": dict.fromkeys(SEEDS, rival)},
+    )
+    assert not any("same teacher" in aim for aim, _, _ in rows_aims(here, {}))
+    here = replace(here, cells=here.cells | {"din-taught": here.cells["din"]})
+    words = {aim: verdict for aim, _, verdict in rows_aims(here, {})}
+    assert words["AUC of tokens at least .006 above one din with the same teacher"] == word
+    assert (
+        words["AUC of tokens at least .006 above one din at its best, the paired interval above 0"] == "met"
+    )
+
+
 def test_the_report_says_where_validation_disagrees(made_up, tmp_path) -> None:
     """A model that is worse on test rows and better on validation rows is named; the others are not."""
     here = made_up(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from srp4ctr.runtime.metrics import Quality, calibration_error_by_chance
-from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, Difference, sign_of
+from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, TAUGHT, Difference, sign_of
 from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import difference_text, number, seeds_text, table
 from srp4ctr_offline.study.measured import Measured
@@ -114,15 +114,9 @@ def _over_rival(measured: Measured) -> list[Aim]:
     assert compared is not None
     above = f"AUC of {reference} at least {number(OVER_DIN, 3)} above"
     valid = measured.valid_difference(RIVAL)
-    one, ratio = compared.difference(RIVAL), minutes_ratio(measured, RIVAL)
-    met = one is not None and _is_over(one.paired)
-    found = [
-        (
-            f"{above} one {RIVAL} at its best, the paired interval above 0",
-            _paired(one) + _on_validation(valid) + _of_minutes(ratio),
-            _if_valid(_word(met, one, few=_few(one)), met=met, valid=valid),
-        )
-    ]
+    found = [_over_one(measured, RIVAL, f"{above} one {RIVAL} at its best, the paired interval above 0")]
+    if TAUGHT in measured.cells:
+        found.append(_over_one(measured, TAUGHT, f"{above} one {RIVAL} with the same teacher"))
     averaged = averaged_rival(measured)
     if averaged is not None:
         auc, met = averaged.paired["auc"], _is_over(averaged.paired)
@@ -139,6 +133,14 @@ def _over_rival(measured: Measured) -> list[Aim]:
             )
         )
     return found
+
+
+def _over_one(measured: Measured, name: str, aim: str) -> Aim:
+    assert measured.compared is not None
+    one, valid = measured.compared.difference(name), measured.valid_difference(name)
+    met = one is not None and _is_over(one.paired)
+    text = _paired(one) + _on_validation(valid) + _of_minutes(minutes_ratio(measured, name))
+    return aim, text, _if_valid(_word(met, one, few=_few(one)), met=met, valid=valid)
 
 
 def _is_over(paired: Paired) -> bool:

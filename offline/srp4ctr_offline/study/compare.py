@@ -16,6 +16,8 @@ from srp4ctr_offline.prepared import Ints
 
 RIVAL = "din"
 """The published model that the reference is compared with in all sections."""
+TAUGHT = "din-taught"
+"""The same with the reference's teacher."""
 ENOUGH_SEEDS = 3
 """On each side; a difference of fewer is a lead and no claim."""
 

@@ -2,7 +2,7 @@
 
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr_offline.config import OptimizerConfig
-from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, Difference
+from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, TAUGHT, Difference
 from srp4ctr_offline.study.cost import Cost
 from srp4ctr_offline.study.equal_cpu import averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import (
@@ -21,7 +21,7 @@ from srp4ctr_offline.study.sections import ablated_of
 
 WHOLE, LONGER = "sequence", "sequence-long"
 FRESH, WITHOUT_LABELS = "no-pretraining", "no-labels"
-TAUGHT, ALONE = "din-taught", "tokens-alone"
+ALONE = "tokens-alone"
 PARTS = {
     "recent events beside the tokens": "no-recent-events",
     "tokens in place of the history's mean": "mean-pooling",
