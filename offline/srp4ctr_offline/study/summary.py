@@ -17,7 +17,7 @@ from srp4ctr_offline.study.markdown import (
 )
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.plan import Cell
-from srp4ctr_offline.study.sections import ablated_of
+from srp4ctr_offline.study.sections import ABLATED, ablated_of
 
 WHOLE, LONGER = "sequence", "sequence-long"
 FRESH, WITHOUT_LABELS = "no-pretraining", "no-labels"
@@ -44,6 +44,7 @@ def summary_section(measured: Measured | None, cost: Cost | None) -> list[str]:
         f"`{measured.reference}` against `{RIVAL}`": _over_rival(measured),
         f"`{measured.reference}` against several `{RIVAL}`": _over_several(measured),
         f"`{measured.reference}` against `{TAUGHT}`": _over_taught(measured),
+        f"`{ABLATED}`, which has no teacher, against `{RIVAL}`": _untaught(measured),
         f"`{measured.reference}` against `{WHOLE}`": _against_whole(measured, cost),
         f"`{ALONE}`, which keeps no recent events": _alone(measured),
         "what pre-training is worth": _pretraining(measured),
@@ -135,6 +136,19 @@ def _over_taught(measured: Measured) -> str | None:
     return (
         f"With the same `{WHOLE}` for a teacher `{RIVAL}` has {auc}, for {number(ratio, 2)} of the CPU minutes: `{measured.reference}` is "
         f"{_difference(one)} from that."
+    )
+
+
+def _untaught(measured: Measured) -> str | None:
+    """What is left of the lead where neither side has a teacher."""
+    compared, ratio = measured.compared, minutes_ratio(measured, ABLATED)
+    assert compared is not None
+    one = compared.difference(RIVAL, ABLATED)
+    if one is None or ratio is None:
+        return None
+    return (
+        f"Without a teacher and pre-trained for less, for {number(ratio, 2)} of `{measured.reference}`'s CPU minutes, `{ABLATED}` has "
+        f"{_auc(measured, ABLATED)}: {_difference(one)} from `{RIVAL}`, which has none either."
     )
 
 
