@@ -43,8 +43,7 @@ def rows_aims(measured: Measured, conditions: Conditions) -> list[Aim]:
     if RIVAL in measured.cells:
         found += _over_rival(measured)
         found.append(_tail(measured))
-    if WHOLES[0] in measured.cells:
-        found.append(_below_whole(measured))
+    found += [_below_whole(measured, name) for name in WHOLES if name in measured.cells]
     for name in (reference, TOKENS_ALONE):
         if any(cell.plan.conditions for cell in measured.cells.get(name, {}).values()):
             found += _state_costs(name, conditions.get(name, {}))
@@ -62,21 +61,19 @@ def _tail(measured: Measured) -> Aim:
     if more is None:
         return aim, UNKNOWN, UNKNOWN
     sign = sign_of(more["interval_95"])
+    assert sign is not None
     assert measured.compared is not None
     few = len(measured.compared.seeds(measured.reference, RIVAL)) < ENOUGH_SEEDS
     word = _word(sign > 0, more, few=few) if sign else "not told apart"
     return aim, gains_text(slices), word
 
 
-def _below_whole(measured: Measured) -> Aim:
+def _below_whole(measured: Measured, name: str) -> Aim:
     assert measured.compared is not None
-    trained = [name for name in WHOLES if name in measured.records]
-    best = max(trained, key=lambda name: measured.valid_auc(name).mean, default=WHOLES[0])
-    one = measured.compared.difference(best)
+    one = measured.compared.difference(name)
     met = one is not None and _auc(one) >= -BELOW_SEQUENCE
-    better = f", of {' and '.join(trained)} the better on validation rows" if len(trained) > 1 else ""
-    aim = f"AUC of {measured.reference} at most {number(BELOW_SEQUENCE, 3)} below {best}{better}"
-    return aim, _paired(one), _word(met, one, few=_few(one))
+    aim = f"AUC of {measured.reference} at most {number(BELOW_SEQUENCE, 3)} below {name}"
+    return aim, _paired(one) + _on_validation(measured.valid_difference(name)), _word(met, one, few=_few(one))
 
 
 def _state_costs(name: str, found: Mapping[str, tuple[Paired, Quality]]) -> list[Aim]:
@@ -116,7 +113,11 @@ def _over_rival(measured: Measured) -> list[Aim]:
     valid = measured.valid_difference(RIVAL)
     found = [_over_one(measured, RIVAL, f"{above} one {RIVAL} at its best, the paired interval above 0")]
     if TAUGHT in measured.cells:
-        found.append(_over_one(measured, TAUGHT, f"{above} one {RIVAL} with the same teacher"))
+        found.append(
+            _over_one(
+                measured, TAUGHT, f"{above} one {RIVAL} with the same teacher, the paired interval above 0"
+            )
+        )
     averaged = averaged_rival(measured)
     if averaged is not None:
         auc, met = averaged.paired["auc"], _is_over(averaged.paired)
@@ -124,7 +125,7 @@ def _over_rival(measured: Measured) -> list[Aim]:
         found.append(
             (
                 f"{above} {RIVAL} given its CPU minutes: seeds {seeds_text(averaged.seeds)} averaged, {reference}'s single",
-                difference_text(auc) + _of_minutes(averaged.ratio),
+                difference_text(auc) + _of_minutes(RIVAL, averaged.ratio),
                 _if_valid(
                     _at_equal_cpu(_word(met, averaged, few=few), met=met, ratio=averaged.ratio),
                     met=met,
@@ -139,7 +140,7 @@ def _over_one(measured: Measured, name: str, aim: str) -> Aim:
     assert measured.compared is not None
     one, valid = measured.compared.difference(name), measured.valid_difference(name)
     met = one is not None and _is_over(one.paired)
-    text = _paired(one) + _on_validation(valid) + _of_minutes(minutes_ratio(measured, name))
+    text = _paired(one) + _on_validation(valid) + _of_minutes(name, minutes_ratio(measured, name))
     return aim, text, _if_valid(_word(met, one, few=_few(one)), met=met, valid=valid)
 
 
@@ -148,8 +149,8 @@ def _is_over(paired: Paired) -> bool:
     return difference is not None and low is not None and low > 0 and difference >= OVER_DIN
 
 
-def _of_minutes(ratio: float | None) -> str:
-    return "" if ratio is None else f"; {RIVAL} had {number(ratio, 2)} of the CPU minutes"
+def _of_minutes(name: str, ratio: float | None) -> str:
+    return "" if ratio is None else f"; {name} had {number(ratio, 2)} of the CPU minutes"
 
 
 def _on_validation(difference: float | None) -> str:

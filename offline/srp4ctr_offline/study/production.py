@@ -191,9 +191,9 @@ def tail_sentence(slices: list[Slice]) -> list[str]:
     more = tail_gain(slices)
     if more is None:
         return []
-    word = {1: "gain more than", -1: "gain less than"}.get(
-        sign_of(more["interval_95"]) or 0, "are not told apart from"
-    )
+    sign = sign_of(more["interval_95"])
+    assert sign is not None
+    word = {1: "gain more than", -1: "gain less than", 0: "are not told apart from"}[sign]
     return [
         f"Over `{RIVAL}`, the rarer items that training has seen {word} the most common ({gains_text(slices)})."
     ]

@@ -242,7 +242,10 @@ def _aims(aims: list[tuple[str, str, str]]) -> list[str]:
         return []
     return [
         "## Aims",
-        "Set before the study, which is free to miss them. Differences are paired and seed-averaged.",
+        (
+            "Set before the study, which is free to miss them; those on DIN with the same teacher and `sequence-long` came with these "
+            "models. Differences are paired and seed-averaged."
+        ),
         aims_table(aims),
     ]
 

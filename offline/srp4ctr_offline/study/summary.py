@@ -107,7 +107,7 @@ def _against_longer(measured: Measured) -> str:
         return ""
     one, _, auc = against
     return (
-        f" Trained for longer, as `{LONGER}`, it has {auc} ({number(measured.valid_auc(LONGER).mean)} on validation rows, before "
+        f" `{WHOLE}` trained for longer and shuffled, as `{LONGER}`, has {auc} ({number(measured.valid_auc(LONGER).mean)} on validation rows, before "
         f"{number(measured.valid_auc(WHOLE).mean)}): `{measured.reference}` is {_difference(one)} from that."
     )
 
