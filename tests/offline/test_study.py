@@ -275,6 +275,13 @@ def test_what_was_trained_elsewhere_stays_in_the_report(study, copied) -> None:
         "Written before, and left as it was when the rest was written:",
         "- tiny-ml-1m, of which din would be trained otherwise now",
     }
+    copied.plan.write_text(
+        study.plan.read_text().replace('kind = "din"\nseeds = 1', 'kind = "din"\nseeds = 2')
+    )
+    assert copied.run("--no-training") == 0
+    lines = copied.files()["quality.md"].decode().splitlines()
+    assert "- tiny-ml-1m: din, seed 2" in lines
+    assert "All planned cells are finished." not in lines
 
 
 def test_only_the_protocols_asked_for_are_renewed(copied, tiny) -> None:

@@ -38,6 +38,16 @@ class Part:
             and not kept & {cell.key for cell in seeds.values()}
         ]
 
+    def missing_by(self, measured: Measured) -> dict[str, list[int]]:
+        """Seeds that are planned by now and were not finished, by model; those of `changed` are said there."""
+        kept, changed = set(self.cells), self.changed(measured)
+        absent = {
+            name: [seed for seed, cell in seeds.items() if cell.key not in kept]
+            for name, seeds in measured.cells.items()
+            if name not in changed
+        }
+        return {name: seeds for name, seeds in absent.items() if seeds}
+
     def save(self, folder: Path) -> None:
         """Write `<protocol>.json`."""
         (folder / f"{self.protocol}.json").write_text(

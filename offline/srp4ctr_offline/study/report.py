@@ -177,7 +177,7 @@ def _opening(
     missing = [
         line
         for one in measured
-        for line in (parts[one.protocol].missing if one.protocol in parts else _missing(one))
+        for line in (_missing_of(parts[one.protocol], one) if one.protocol in parts else _missing(one))
     ]
     if missing:
         return [*blocks, "**Planned and missing:**", bullets(missing)]
@@ -214,11 +214,20 @@ def _kept(measured: list[Measured], parts: Mapping[str, Part]) -> list[str]:
     return ["Written before, and left as it was when the rest was written:", bullets(lines)] if lines else []
 
 
-def _missing(one: Measured) -> list[str]:
-    missing = [
-        f"{one.protocol}: {name}, seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}"
-        for name, seeds in one.missing().items()
+def _missing_of(part: Part, one: Measured) -> list[str]:
+    """What a part said that it lacks, and what the plan has got since it was written."""
+    return list(dict.fromkeys([*part.missing, *_seeds_lines(part.protocol, part.missing_by(one))]))
+
+
+def _seeds_lines(protocol: str, absent: Mapping[str, list[int]]) -> list[str]:
+    return [
+        f"{protocol}: {name}, seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}"
+        for name, seeds in absent.items()
     ]
+
+
+def _missing(one: Measured) -> list[str]:
+    missing = _seeds_lines(one.protocol, one.missing())
     gone = one.without_predictions()
     if gone:
         missing.append(f"{one.protocol}: no predictions of {', '.join(gone)}, which are in no seed-average")
