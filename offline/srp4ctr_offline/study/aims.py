@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from srp4ctr.runtime.metrics import Quality, calibration_error_by_chance
-from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, TAUGHT, Difference, sign_of
+from srp4ctr_offline.study.compare import ENOUGH_SEEDS, LONGER, RIVAL, TAUGHT, WHOLE, Difference, sign_of
 from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import difference_text, number, seeds_text, table
 from srp4ctr_offline.study.measured import Measured
@@ -28,8 +28,6 @@ BEAUTY = {"S3-Rec's": (0.5506, 0.3732), "its authors' rerun of S3-Rec,": (0.5687
 
 UNKNOWN = "not measured"
 TOKENS_ALONE = "no-recent-events"
-WHOLES = ("sequence", "sequence-long")
-"""Models that candidates see the whole history of."""
 Aim = tuple[str, str, str]
 """What was aimed at, what was measured, and the verdict: met, missed, open, a lead, not told apart, not measured."""
 
@@ -43,7 +41,7 @@ def rows_aims(measured: Measured, conditions: Conditions) -> list[Aim]:
     if RIVAL in measured.cells:
         found += _over_rival(measured)
         found.append(_tail(measured))
-    found += [_below_whole(measured, name) for name in WHOLES if name in measured.cells]
+    found += [_below_whole(measured, name) for name in (WHOLE, LONGER) if name in measured.cells]
     for name in (reference, TOKENS_ALONE):
         if any(cell.plan.conditions for cell in measured.cells.get(name, {}).values()):
             found += _state_costs(name, conditions.get(name, {}))
@@ -111,13 +109,11 @@ def _over_rival(measured: Measured) -> list[Aim]:
     assert compared is not None
     above = f"AUC of {reference} at least {number(OVER_DIN, 3)} above"
     valid = measured.valid_difference(RIVAL)
-    found = [_over_one(measured, RIVAL, f"{above} one {RIVAL} at its best, the paired interval above 0")]
-    if TAUGHT in measured.cells:
-        found.append(
-            _over_one(
-                measured, TAUGHT, f"{above} one {RIVAL} with the same teacher, the paired interval above 0"
-            )
-        )
+    found = [
+        _over_one(measured, name, f"{above} one {RIVAL} {which}, the paired interval above 0")
+        for name, which in ((RIVAL, "at its best"), (TAUGHT, "with the same teacher"))
+        if name in measured.cells
+    ]
     averaged = averaged_rival(measured)
     if averaged is not None:
         auc, met = averaged.paired["auc"], _is_over(averaged.paired)

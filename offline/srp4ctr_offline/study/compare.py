@@ -18,6 +18,8 @@ RIVAL = "din"
 """The published model that the reference is compared with in all sections."""
 TAUGHT = "din-taught"
 """The same with the reference's teacher."""
+WHOLE, LONGER = "sequence", "sequence-long"
+"""Models that candidates see the whole history of: the teacher, and the same network trained for longer."""
 ENOUGH_SEEDS = 3
 """On each side; a difference of fewer is a lead and no claim."""
 

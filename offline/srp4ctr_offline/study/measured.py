@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +35,10 @@ class Measured:
     compared: Compared | None = None
     """Where `measure` is "rows" and a cell is finished; `prepared` and its test `rows` are there then, too."""
 
-    def missing(self) -> dict[str, list[int]]:
-        """Seeds that are planned and have no record, by model."""
+    def missing(self, finished: Collection[str]) -> dict[str, list[int]]:
+        """Seeds that are planned and whose cells' keys are not among the finished ones, by model."""
         absent = {
-            name: [seed for seed in seeds if seed not in self.records.get(name, {})]
+            name: [seed for seed, cell in seeds.items() if cell.key not in finished]
             for name, seeds in self.cells.items()
         }
         return {name: seeds for name, seeds in absent.items() if seeds}

@@ -23,6 +23,7 @@ class Part:
     """Of the table of protocols."""
     entries: list[Entry]
     missing: list[str]
+    """Conditions and predictions that finished cells lack; which cells do, the plan says each time."""
     aims: list[tuple[str, str, str]]
     body: list[str]
     summary: list[str] = field(default_factory=list)
@@ -37,16 +38,6 @@ class Part:
             if any(f"{self.protocol}.{name}.{seed}." in key for key in kept for seed in seeds)
             and not kept & {cell.key for cell in seeds.values()}
         ]
-
-    def missing_by(self, measured: Measured) -> dict[str, list[int]]:
-        """Seeds that are planned by now and were not finished, by model; those of `changed` are said there."""
-        kept, changed = set(self.cells), self.changed(measured)
-        absent = {
-            name: [seed for seed, cell in seeds.items() if cell.key not in kept]
-            for name, seeds in measured.cells.items()
-            if name not in changed
-        }
-        return {name: seeds for name, seeds in absent.items() if seeds}
 
     def save(self, folder: Path) -> None:
         """Write `<protocol>.json`."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from srp4ctr.runtime.metrics import Quality, evaluate_rows
-from srp4ctr_offline.study.compare import RIVAL, sign_of
+from srp4ctr_offline.study.compare import RIVAL, WHOLE, sign_of
 from srp4ctr_offline.study.conditions import CONDITIONS
 from srp4ctr_offline.study.markdown import NONE, difference_text, number, seeds_text, table, thousands
 from srp4ctr_offline.study.measured import Measured
@@ -18,7 +18,7 @@ from srp4ctr_offline.study.slices import (
     tail_bounds,
 )
 
-SLICED = ("sequence", RIVAL, "item_popularity", "item_mean_user_residual")
+SLICED = (WHOLE, RIVAL, "item_popularity", "item_mean_user_residual")
 POPULARITY = "item_popularity"
 UNORDERED = "ml-1m"
 """In the names of protocols whose training rows are in a random order."""

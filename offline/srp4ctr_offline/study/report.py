@@ -125,7 +125,7 @@ def _part(one: Measured, results: Results, plots: Path, leads: bool) -> Part:
         commits=dict(commits_of(one)),
         row=_protocol_row(one),
         entries=entries(one),
-        missing=[*_missing(one), *_unmeasured(one, conditions)],
+        missing=[*_without_predictions(one), *_unmeasured(one, conditions)],
         aims=aims,
         body=body,
         summary=summary,
@@ -174,11 +174,7 @@ def _opening(
         *_commits(list(parts.values())),
         *_kept([one for one in measured if one.protocol in stayed], parts),
     ]
-    missing = [
-        line
-        for one in measured
-        for line in (_missing_of(parts[one.protocol], one) if one.protocol in parts else _missing(one))
-    ]
+    missing = [line for one in measured for line in _missing(one, parts.get(one.protocol))]
     if missing:
         return [*blocks, "**Planned and missing:**", bullets(missing)]
     return [*blocks, "All planned cells are finished."]
@@ -214,24 +210,24 @@ def _kept(measured: list[Measured], parts: Mapping[str, Part]) -> list[str]:
     return ["Written before, and left as it was when the rest was written:", bullets(lines)] if lines else []
 
 
-def _missing_of(part: Part, one: Measured) -> list[str]:
-    """What a part said that it lacks, and what the plan has got since it was written."""
-    return list(dict.fromkeys([*part.missing, *_seeds_lines(part.protocol, part.missing_by(one))]))
-
-
-def _seeds_lines(protocol: str, absent: Mapping[str, list[int]]) -> list[str]:
+def _missing(one: Measured, part: Part | None) -> list[str]:
+    """What the plan has by now and the part lacks, models that `_kept` says are planned otherwise aside; and what the part says of itself."""
+    finished, changed, rest = (part.cells, part.changed(one), part.missing) if part else ((), (), [])
+    seeds_of = {name: seeds for name, seeds in one.missing(finished).items() if name not in changed}
     return [
-        f"{protocol}: {name}, seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}"
-        for name, seeds in absent.items()
+        *(
+            f"{one.protocol}: {name}, seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}"
+            for name, seeds in seeds_of.items()
+        ),
+        *rest,
     ]
 
 
-def _missing(one: Measured) -> list[str]:
-    missing = _seeds_lines(one.protocol, one.missing())
+def _without_predictions(one: Measured) -> list[str]:
     gone = one.without_predictions()
-    if gone:
-        missing.append(f"{one.protocol}: no predictions of {', '.join(gone)}, which are in no seed-average")
-    return missing
+    return (
+        [f"{one.protocol}: no predictions of {', '.join(gone)}, which are in no seed-average"] if gone else []
+    )
 
 
 def _unmeasured(one: Measured, conditions: Conditions) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from srp4ctr.runtime.metrics import METRICS, calibration_curve
 from srp4ctr_offline.plots import plot_calibration
-from srp4ctr_offline.study.compare import RIVAL, Compared, Difference, spread
+from srp4ctr_offline.study.compare import RIVAL, WHOLE, Compared, Difference, spread
 from srp4ctr_offline.study.entries import cpu_minutes
 from srp4ctr_offline.study.markdown import (
     best_epochs,
@@ -226,7 +226,7 @@ def _epochs(record: Record) -> list[dict[str, float]]:
 
 
 def _calibrated(measured: Measured) -> tuple[str, ...]:
-    return (measured.reference, "sequence", RIVAL)
+    return (measured.reference, WHOLE, RIVAL)
 
 
 def _compared(measured: Measured) -> Compared:

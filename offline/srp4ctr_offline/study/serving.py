@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from srp4ctr_offline.study.compare import RIVAL, spread
+from srp4ctr_offline.study.compare import RIVAL, WHOLE, spread
 from srp4ctr_offline.study.cost import CANDIDATES, TIMED_CANDIDATES, Cost
 from srp4ctr_offline.study.markdown import NONE, image, number, percent, table, thousands, with_deviation
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.plan import Cell
 from srp4ctr_offline.study.plots import Point, plot_frontier
 
-COSTED = ("sequence", RIVAL, "din-narrow")
+COSTED = (WHOLE, RIVAL, "din-narrow")
 FRONTIER = (
     "mean-pooling",
     "tokens-q4",

@@ -2,7 +2,7 @@
 
 from srp4ctr.nn.baselines import BASELINES
 from srp4ctr_offline.config import OptimizerConfig
-from srp4ctr_offline.study.compare import ENOUGH_SEEDS, RIVAL, TAUGHT, Difference
+from srp4ctr_offline.study.compare import ENOUGH_SEEDS, LONGER, RIVAL, TAUGHT, WHOLE, Difference
 from srp4ctr_offline.study.cost import Cost
 from srp4ctr_offline.study.equal_cpu import averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import (
@@ -19,7 +19,6 @@ from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.plan import Cell
 from srp4ctr_offline.study.sections import ABLATED, ablated_of
 
-WHOLE, LONGER = "sequence", "sequence-long"
 FRESH, WITHOUT_LABELS = "no-pretraining", "no-labels"
 ALONE = "tokens-alone"
 PARTS = {
