@@ -67,7 +67,8 @@ def create_app(settings: Settings, redis_url: str) -> RequestScope:
                 settings, AsyncFeedbackStore(client, keys, settings.monitored_max_mb * 1_000_000), telemetry
             )
             scoring = Scoring(settings, versions, states, compute, door, telemetry, monitored, recorder)
-            events = Events(settings, versions, AsyncEventStore(client, keys, settings.retention), telemetry)
+            event_store = AsyncEventStore(client, keys, settings.retention)
+            events = Events(settings, versions, event_store, states, telemetry)
             app.state.parts = Parts(
                 settings, redis_url, telemetry, store, versions, scoring, events, monitored
             )

@@ -9,18 +9,28 @@ from srp4ctr.contract.transforms import BEHAVIOUR, check_value
 from srp4ctr.runtime.event_store import AsyncEventStore
 from srp4ctr_service.request_scope import RequestInfo
 from srp4ctr_service.settings import Settings
+from srp4ctr_service.states import StateReader
 from srp4ctr_service.telemetry import Telemetry
 from srp4ctr_service.versions import Versions
 
 
 class Events:
-    """The path of POST /events and of DELETE /users; keeps nothing between requests."""
+    """The path of POST /events and of DELETE /users; keeps nothing between requests.
+
+    What it acknowledges is in the next answer of this process: `states` is told before whoever asked.
+    """
 
     def __init__(
-        self, settings: Settings, versions: Versions, store: AsyncEventStore, telemetry: Telemetry
+        self,
+        settings: Settings,
+        versions: Versions,
+        store: AsyncEventStore,
+        states: StateReader,
+        telemetry: Telemetry,
     ) -> None:
         self._versions = versions
         self._store = store
+        self._states = states
         self._telemetry = telemetry
         self._max_ahead_s = settings.events_max_ahead_s
         self._limit_s = settings.redis_read_timeout_ms / 1000
@@ -38,6 +48,7 @@ class Events:
             by_user[event.user_id].append(raw)
             places[event.user_id].append(place)
         outcomes = await self._store.record(by_user, self._limit_s)
+        self._states.outdate(by_user)
         found = {
             place: outcome
             for own_places, own in zip(places.values(), outcomes, strict=True)
@@ -55,7 +66,9 @@ class Events:
 
     async def forget(self, user_id: str) -> int:
         """Remove all that Redis has of the user; gives how many keys and entries that were."""
-        return await self._store.forget(user_id, self._limit_s)
+        removed = await self._store.forget(user_id, self._limit_s)
+        self._states.outdate([user_id])
+        return removed
 
     def _check(self, request: EventsRequest) -> None:
         transforms = self._versions.current().bundle.transforms

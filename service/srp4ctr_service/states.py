@@ -1,6 +1,7 @@
 """A user's state for one request: read within a limit, or the cold state and the reason for it."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from srp4ctr.contract.errors import StateCorrupt, StateForeign, StoreUnavailable
@@ -58,6 +59,10 @@ class StateReader:
             return _missing(model, reason) if known is None else self._view(model, known, reason)
         except (StateCorrupt, StateForeign):
             return _missing(model, reason)
+
+    def outdate(self, user_ids: Iterable[str]) -> None:
+        """What was read of these users is used no more: this process has just changed what Redis has of them."""
+        self._reads.outdate(map(self._keys.sequence, user_ids))
 
     def _view(self, model: ServedModel, kept: Kept, degraded: Degradation | None = None) -> StateView:
         if kept.value is None:

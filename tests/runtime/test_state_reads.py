@@ -119,6 +119,30 @@ def test_a_write_between_the_answer_and_who_waits_for_it_is_noticed(redis_server
     run(redis_server, scenario)
 
 
+def test_what_this_process_has_changed_is_read_anew(redis_server, client):
+    """Without waiting for Redis to tell of it, by either key, and whether it was kept or is just being read."""
+    client.mset({"a": "0", "a:n": "0"})
+
+    async def scenario(reads):
+        for key in ("a", "a:n"):
+            await reads.get("other", "other:n")
+            await reads.get("a", "a:n")
+            client.set(key, "1")
+            reads.outdate([key])
+            found = await reads.get("a", "a:n")
+            assert {"a": found.value, "a:n": found.beside}[key] == b"1"
+            reads.outdate(["a"])
+            under_way = asyncio.create_task(reads.get("a", "a:n"))
+            await asyncio.sleep(0)
+            reads.outdate([key])
+            await under_way
+            before = reads.misses
+            await asyncio.gather(reads.get("a", "a:n"), reads.get("other", "other:n"))
+            assert reads.misses == before + 1
+
+    run(redis_server, scenario)
+
+
 def test_what_is_kept_is_bounded(redis_server, client):
     """Of more values than the limit those asked for last are kept, and none for longer than its time."""
     client.mset({str(i): i for i in range(5)})

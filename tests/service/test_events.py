@@ -88,7 +88,9 @@ class World:
         return answer.json()
 
     def score(self, user_id):
-        """The answer for some items."""
+        """The answer for some items, given when Redis has told the service of all that others have written."""
+        # It tells of a change after it has answered whoever made it, and before it answers anything later.
+        self.redis.ping()
         answer = self.api.post("/score", json={"user_id": user_id, "item_ids": self.run.item_ids[:20]})
         assert answer.status_code == 200, answer.text
         return answer.json()
@@ -681,12 +683,12 @@ def test_a_forgotten_user_may_be_named_on_the_command_line(world, redis_server, 
 
 
 @contextmanager
-def slow_way(address, folder, delay_s):
-    """A Unix socket that passes on to another one, each piece so much later, in either direction."""
+def slow_way(address, folder, delay_s, slow=lambda piece: True):  # noqa: ARG005
+    """A Unix socket that passes on to another one, each slow piece and what is behind it so much later, in either direction."""
 
     async def pipe(reader, writer):
         while piece := await reader.read(65536):
-            await asyncio.sleep(delay_s)
+            await asyncio.sleep(delay_s if slow(piece) else 0)
             writer.write(piece)
         writer.close()
 
@@ -719,6 +721,23 @@ def test_a_slow_redis_delays_events_and_not_scores(world, serving, redis_server,
             sent = api.post("/events", json={"events": [world.act(user_id)]})
             assert sent.json()["stored"] == 1
     assert world.behind(user_id) == ("stale", 1)
+
+
+def test_what_was_acknowledged_is_in_the_next_answer(world, serving, redis_server, short_folder):
+    """However late Redis tells that it has changed: an event counts and a forgotten user is gone from the next answer on."""
+    user_id, other = world.run.user_ids[3:5]
+    address = redis_server.url.removeprefix("unix://")
+    with ExitStack() as stack:
+        way = slow_way(address, short_folder, 0.2, slow=lambda piece: b"invalidate" in piece)
+        settings = world.settings.model_copy(update={"redis_url": stack.enter_context(way)})
+        world.api = stack.enter_context(serving(settings))
+        assert [world.behind(one) for one in (user_id, other)] == [("fresh", 0)] * 2
+        world.send(world.act(user_id), world.act(other))
+        assert [world.behind(one) for one in (user_id, other)] == [("stale", 1)] * 2
+        world.api.delete(f"/users/{user_id}")
+        assert [world.behind(one) for one in (user_id, other)] == [("cold", 0), ("stale", 1)]
+        world.send(world.act(user_id, 1, "again"))
+        assert world.behind(user_id) == ("cold", 1)
 
 
 def test_a_redis_that_comes_back_empty_makes_everybody_cold(world, wait_until):

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,6 +192,17 @@ class StateReads:
     def last_known(self, key: str) -> Kept | None:
         """What was read before Redis was lost, and may have changed since."""
         return self._cache.last_known(key)
+
+    def outdate(self, keys: Iterable[str]) -> None:
+        """This process knows that the keys have changed: nothing that was read of them before is used any more.
+
+        Redis tells of a change, too, but only after it has answered whoever made it.
+        """
+        outdated = set(keys)
+        for key in outdated:
+            self._cache.drop(key)
+        for read in self._unsent if self._link is None else self._link.waiting:
+            read.changed |= not outdated.isdisjoint((read.key, read.beside))
 
     async def close(self) -> None:
         """Close the connection."""
