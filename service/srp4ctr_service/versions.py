@@ -95,9 +95,13 @@ class Versions:
         there = model is not None and _is(model, active)
         try:
             revision = await self._store.items_revision(active.version, limit_s)
+        except StoreUnavailable as error:
+            # Redis went after it had named the version: what is served goes on. Another version may have other items than its own.
+            if not there:
+                self._say(f"which items {active.version} has is not known: {error}")
+            return
         except StoreError as error:
-            # Where Redis went after it had named the version, what is served goes on: the version may have other items than its own.
-            if there or isinstance(error, StoreUnavailable):
+            if there:
                 self._say(f"which items {active.version} has is not known: {error}")
                 return
             revision = None

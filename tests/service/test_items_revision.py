@@ -284,6 +284,11 @@ def test_redis_that_goes_between_version_and_items_is_no_word_of_them(
 
     class Going(AsyncStateStore):
         goes_at = "first"
+        looks = 0
+
+        async def active(self, limit_s):
+            self.looks += 1
+            return await super().active(limit_s)
 
         async def items_revision(self, version, limit_s):
             if version == self.goes_at:
@@ -311,6 +316,13 @@ def test_redis_that_goes_between_version_and_items_is_no_word_of_them(
                 redis_server.start()
                 await until(lambda: versions.trouble is None)
                 assert served(versions) == ("first", revisions["first"])
+                store.goes_at = "first"
+                await until(lambda: store.goes_at is None)
+                # The look that lost Redis is over when the next begins.
+                looks = store.looks
+                await until(lambda: store.looks > looks)
+                assert (versions.trouble, served(versions)) == (None, ("first", revisions["first"]))
+                redis_server.start()
                 store.goes_at = "second"
                 with contextlib.suppress(StoreUnavailable):
                     # The new version may be seen, and Redis gone, before this has its answer.
