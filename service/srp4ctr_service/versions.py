@@ -77,16 +77,8 @@ class Versions:
     async def _look(self) -> None:
         """Load what is active now unless it is loaded; whatever fails leaves the current model in place."""
         limit_s = self._settings.redis_read_timeout_ms / 1000
-        try:
-            active = await self._store.active(limit_s)
-        except StoreError as error:
-            # The model in place goes on; without Redis nothing can have been activated.
-            if self._model is None:
-                self._say(str(error))
-            return
+        active = await self._active(limit_s)
         if active is None:
-            if self._model is None:
-                self._say("no version has been activated; run: srp4ctr activate")
             return
         if active.previous != self._before[0]:
             names = await asyncio.to_thread(_behaviours, self._settings, active.previous)
@@ -95,14 +87,13 @@ class Versions:
         there = model is not None and _is(model, active)
         try:
             revision = await self._store.items_revision(active.version, limit_s)
-        except StoreUnavailable as error:
-            # Redis went after it had named the version: what is served goes on. Another version may have other items than its own.
-            if not there:
-                self._say(f"which items {active.version} has is not known: {error}")
-            return
         except StoreError as error:
-            if there:
+            # Where Redis went after it had named the version, what is served goes on: the version may have other items than
+            # its own. That is trouble where it is not served yet, as is a spoilt pointer where it is.
+            away = isinstance(error, StoreUnavailable)
+            if there != away:
                 self._say(f"which items {active.version} has is not known: {error}")
+            if there or away:
                 return
             revision = None
         if model is not None and there and model.revision == revision:
@@ -112,6 +103,18 @@ class Versions:
         if (active, revision) == self._refused and time.monotonic() < self._retry_at:
             return
         await self._load(active, revision)
+
+    async def _active(self, limit_s: float) -> Active | None:
+        """The active version; None where there is none or it is not known, which is trouble for who has no model."""
+        try:
+            active = await self._store.active(limit_s)
+            trouble = "no version has been activated; run: srp4ctr activate"
+        except StoreError as error:
+            active, trouble = None, str(error)
+        # The model in place goes on; without Redis nothing can have been activated.
+        if active is None and self._model is None:
+            self._say(trouble)
+        return active
 
     async def _look_ahead(self, limit_s: float) -> None:
         """Load what is about to be active, while there is time for it."""
