@@ -10,12 +10,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from srp4ctr.contract.http_types import Degradation, StateStatus, Tier
 from srp4ctr.runtime.event_store import Outcome
 from srp4ctr_service.background import every
-from srp4ctr_service.process_metrics import WorkersCollector
+from srp4ctr_service.process_metrics import CountsCollector, WorkersCollector
 
 SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which workers count together. prometheus_client reads it when it is imported."""
@@ -246,7 +245,7 @@ class Telemetry:
             return generate_latest(self.registry)
         _leave_out_dead(self._shared)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
+        registry.register(CountsCollector(self._shared))
         registry.register(WorkersCollector(os.getppid()))
         return generate_latest(registry)
 

@@ -53,12 +53,38 @@ for one in asked:
 sys.exit(any(one.exitcode for one in asked))
 """
 
+BESIDE_ONE_THAT_BEGINS = """
+import os
+from pathlib import Path
+
+from srp4ctr_service.telemetry import Telemetry
+
+telemetry = Telemetry()
+telemetry.serve_version("v")
+for kind in ("counter", "histogram", "gauge_livesum"):
+    Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"{kind}_{os.getppid()}.db").touch()
+os.write(1, telemetry.text())
+"""
+
 
 def measured(pid):
     """Values of the metrics by name."""
     return {
         sample.name: sample.value for found in WorkersCollector(pid).collect() for sample in found.samples
     }
+
+
+def served(script, folder):
+    """How many workers serve the version, by each scrape that the script prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return re.findall(r'^srp4ctr_model_info\{version="v"\} (.*)$', done.stdout, re.MULTILINE)
 
 
 def test_cpu_seconds_never_fall_while_workers_end():
@@ -83,12 +109,9 @@ def test_of_a_supervisor_that_has_ended_there_is_nothing():
 
 def test_ended_workers_are_left_out_whoever_is_asked_at_the_same_time(tmp_path):
     """What they served, they serve no more; each scrape is answered, although another removes the same."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRAPES],
-        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r'^srp4ctr_model_info\{version="v"\} (.*)$', done.stdout, re.MULTILINE) == ["1.0"] * 4
+    assert served(SCRAPES, tmp_path) == ["1.0"] * 4
+
+
+def test_a_worker_that_begins_hides_nothing_of_the_others(tmp_path):
+    """Its files may be there and empty when somebody asks, and stay so where it is killed."""
+    assert served(BESIDE_ONE_THAT_BEGINS, tmp_path) == ["1.0"]
