@@ -17,7 +17,7 @@ from srp4ctr_service.versions import Versions
 class Events:
     """The path of POST /events and of DELETE /users; keeps nothing between requests.
 
-    What it acknowledges is in the next answer of this process: `states` is told before whoever asked.
+    What it acknowledges is in this process's answers to all requests that come after: `states` is told before whoever asked.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Events:
     async def forget(self, user_id: str) -> int:
         """Remove all that Redis has of the user; gives how many keys and entries that were."""
         removed = await self._store.forget(user_id, self._limit_s)
-        self._states.outdate([user_id])
+        self._states.forget(user_id)
         return removed
 
     def _check(self, request: EventsRequest) -> None:

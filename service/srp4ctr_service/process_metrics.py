@@ -1,4 +1,4 @@
-"""What the workers of one service use together, under the names that prometheus_client has for one process."""
+"""What the workers of one service have counted, and what they use together under prometheus_client's names for one process."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,7 +66,7 @@ def _is_begun(path: Path) -> bool:
     try:
         return path.stat().st_size > 0
     except FileNotFoundError:
-        # Another worker has left out who ended.
+        # Another worker, asked at the same time, has removed what an ended one served.
         return False
 
 

@@ -61,8 +61,12 @@ class StateReader:
             return _missing(model, reason)
 
     def outdate(self, user_ids: Iterable[str]) -> None:
-        """What was read of these users is used no more: this process has just changed what Redis has of them."""
-        self._reads.outdate(map(self._keys.sequence, user_ids))
+        """This process has just changed what Redis has of these users: it is read anew, and until then only the last known."""
+        self._reads.outdate([self._keys.sequence(user_id) for user_id in user_ids])
+
+    def forget(self, user_id: str) -> None:
+        """This process has just removed what Redis had of the user: nothing is known of it any more."""
+        self._reads.forget([self._keys.sequence(user_id)])
 
     def _view(self, model: ServedModel, kept: Kept, degraded: Degradation | None = None) -> StateView:
         if kept.value is None:

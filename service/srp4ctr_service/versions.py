@@ -48,6 +48,8 @@ class Versions:
         self._ahead: tuple[Active, asyncio.Task[None]] | None = None
         """What is being loaded ahead; the pointer is followed meanwhile."""
         self._before: tuple[str | None, frozenset[str]] = None, frozenset()
+        self._pointer_away = False
+        """Whether the last look at the active version's items found Redis away."""
         self._refused: tuple[Active, str | None] | None = None
         self._retry_s = 0.0
         self._retry_at = 0.0
@@ -85,17 +87,9 @@ class Versions:
             self._before = active.previous, names
         model = self._model
         there = model is not None and _is(model, active)
-        try:
-            revision = await self._store.items_revision(active.version, limit_s)
-        except StoreError as error:
-            # Where Redis went after it had named the version, what is served goes on: the version may have other items than
-            # its own. That is trouble where it is not served yet, as is a spoilt pointer where it is.
-            away = isinstance(error, StoreUnavailable)
-            if there != away:
-                self._say(f"which items {active.version} has is not known: {error}")
-            if there or away:
-                return
-            revision = None
+        known, revision = await self._revision(active, there, limit_s)
+        if not known:
+            return
         if model is not None and there and model.revision == revision:
             self.trouble = None
             await self._look_ahead(limit_s)
@@ -105,16 +99,37 @@ class Versions:
         await self._load(active, revision)
 
     async def _active(self, limit_s: float) -> Active | None:
-        """The active version; None where there is none or it is not known, which is trouble for who has no model."""
+        """The active version; None where there is none or it is not known, which is trouble where no model is served."""
+        reason = "no version has been activated; run: srp4ctr activate"
         try:
             active = await self._store.active(limit_s)
-            trouble = "no version has been activated; run: srp4ctr activate"
         except StoreError as error:
-            active, trouble = None, str(error)
+            active, reason = None, str(error)
         # The model in place goes on; without Redis nothing can have been activated.
         if active is None and self._model is None:
-            self._say(trouble)
+            self._say(reason)
         return active
+
+    async def _revision(self, active: Active, there: bool, limit_s: float) -> tuple[bool, str | None]:
+        """Whether the revision of the active version's items is known, and that one; `there`: the version is served already.
+
+        Where it is not known, what is served goes on: the version may have other items than its own.
+        """
+        try:
+            revision = await self._store.items_revision(active.version, limit_s)
+        except StoreError as error:
+            away = isinstance(error, StoreUnavailable)
+            twice, self._pointer_away = self._pointer_away and away, away
+            if there and away and not twice:
+                # Redis went between two reads: the next look finds it gone, and that is no trouble of the model's.
+                return False, None
+            if there or away:
+                self._say(f"which items {active.version} has is not known: {error}")
+                return False, None
+            # A pointer that is spoilt does not hold up a version.
+            return True, None
+        self._pointer_away = False
+        return True, revision
 
     async def _look_ahead(self, limit_s: float) -> None:
         """Load what is about to be active, while there is time for it."""

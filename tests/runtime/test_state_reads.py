@@ -119,26 +119,69 @@ def test_a_write_between_the_answer_and_who_waits_for_it_is_noticed(redis_server
     run(redis_server, scenario)
 
 
-def test_what_this_process_has_changed_is_read_anew(redis_server, client):
-    """Without waiting for Redis to tell of it, by either key, and whether it was kept or is just being read."""
-    client.mset({"a": "0", "a:n": "0"})
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_this_process_has_changed_is_read_anew(redis_server, client, gone):
+    """Without waiting for Redis to tell of it, under all versions, and whether it was kept or is just being read."""
+    client.mset({"v1": "0", "v2": "0", "n": "0"})
 
     async def scenario(reads):
-        for key in ("a", "a:n"):
-            await reads.get("other", "other:n")
-            await reads.get("a", "a:n")
-            client.set(key, "1")
-            reads.outdate([key])
-            found = await reads.get("a", "a:n")
-            assert {"a": found.value, "a:n": found.beside}[key] == b"1"
-            reads.outdate(["a"])
-            under_way = asyncio.create_task(reads.get("a", "a:n"))
-            await asyncio.sleep(0)
-            reads.outdate([key])
-            await under_way
-            before = reads.misses
-            await asyncio.gather(reads.get("a", "a:n"), reads.get("other", "other:n"))
-            assert reads.misses == before + 1
+        change = reads.forget if gone else reads.outdate
+        for key in ("v1", "v2"):
+            await reads.get(key, "n")
+        await reads.get("other", "other:n")
+        client.set("n", "1")
+        change(["n"])
+        assert [(await reads.get(key, "n")).beside for key in ("v1", "v2")] == [b"1", b"1"]
+        change(["n"])
+        under_way = [asyncio.create_task(reads.get(*keys)) for keys in (("v1", "n"), ("b", "b:n"))]
+        await asyncio.sleep(0)
+        change(["n"])
+        await asyncio.gather(*under_way)
+        hits, misses = reads.hits, reads.misses
+        for keys in (("v1", "n"), ("b", "b:n"), ("other", "other:n")):
+            await reads.get(*keys)
+        assert (reads.hits - hits, reads.misses - misses) == (2, 1)
+
+    run(redis_server, scenario)
+
+
+def test_who_acts_while_redis_is_away_stays_known(redis_server, client):
+    """What was read before is the last known after an event, and nothing is after the user was forgotten."""
+    client.set("a", "1")
+
+    async def scenario(reads):
+        await value(reads, "a")
+        drop_reads(client)
+        reads.outdate(["a:n"])
+        assert reads.last_known("a").value == b"1"
+        reads.forget(["a:n"])
+        assert reads.last_known("a") is None
+        # The same while what was read is not in doubt.
+        await value(reads, "a")
+        reads.outdate(["a:n"])
+        assert reads.last_known("a").value == b"1"
+        reads.forget(["a:n"])
+        assert reads.last_known("a") is None
+
+    run(redis_server, scenario)
+
+
+def test_nothing_is_kept_of_a_connection_that_was_left(redis_server, client):
+    """What Redis sent behind an error that ends the connection is of no use: it would not tell when that changes."""
+    client.mset({"a": "1", "b": "1"})
+    client.execute_command("ACL SETUSER", "default", "resetkeys", "~b*")
+
+    async def scenario(reads):
+        await reads.get("b0", "b0:n")
+        under_way = [asyncio.create_task(value(reads, key)) for key in ("a", "b")]
+        await asyncio.sleep(0)
+        # Redis answers both while this process looks at neither.
+        time.sleep(0.05)  # noqa: ASYNC251 -- the stall itself
+        for found in await asyncio.gather(*under_way, return_exceptions=True):
+            assert isinstance(found, StoreUnavailable)
+        client.set("b", "2")
+        await asyncio.sleep(2 * LIMITS.probe_every_s)
+        assert await value(reads, "b") == b"2"
 
     run(redis_server, scenario)
 

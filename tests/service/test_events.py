@@ -683,7 +683,7 @@ def test_a_forgotten_user_may_be_named_on_the_command_line(world, redis_server, 
 
 
 @contextmanager
-def slow_way(address, folder, delay_s, slow=lambda piece: True):  # noqa: ARG005
+def slow_way(address, folder, delay_s, slow=bool):
     """A Unix socket that passes on to another one, each slow piece and what is behind it so much later, in either direction."""
 
     async def pipe(reader, writer):
@@ -729,7 +729,8 @@ def test_what_was_acknowledged_is_in_the_next_answer(world, serving, redis_serve
     address = redis_server.url.removeprefix("unix://")
     with ExitStack() as stack:
         way = slow_way(address, short_folder, 0.2, slow=lambda piece: b"invalidate" in piece)
-        settings = world.settings.model_copy(update={"redis_url": stack.enter_context(way)})
+        changes = {"redis_url": stack.enter_context(way), "redis_score_timeout_ms": 10_000}
+        settings = world.settings.model_copy(update=changes)
         world.api = stack.enter_context(serving(settings))
         assert [world.behind(one) for one in (user_id, other)] == [("fresh", 0)] * 2
         world.send(world.act(user_id), world.act(other))

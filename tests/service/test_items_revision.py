@@ -249,6 +249,17 @@ def test_spoilt_pointers_are_survived(corner, redis_server, wait_until):
         wait_until(lambda: corner.revision() == revision)
 
 
+def test_a_pointer_that_may_not_be_read_is_told(corner, redis_server, wait_until):
+    """Where Redis answers, and not that, services go on with the table that is there, and /readyz says so until it does."""
+    with redis_server.client() as redis:
+        redis.execute_command("ACL SETUSER", "default", "resetkeys", "~test:active")
+        wait_until(lambda: corner.model()["status"] == "degraded")
+        assert "which items first has is not known" in corner.model()["detail"]
+        assert corner.api.post("/score", json={"user_id": "1", "item_ids": ["1"]}).status_code == 200
+        redis.execute_command("ACL SETUSER", "default", "allkeys")
+        wait_until(lambda: corner.model()["status"] == "ok")
+
+
 def test_a_wrong_pointer_does_not_hold_up_a_version(corner, redis_server, second, activate, wait_until):
     """A new version is taken up with its own table where nobody can say which revision it has."""
     shutil.copytree(second.bundle.folder, corner.bundles / second.version)

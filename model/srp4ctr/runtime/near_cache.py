@@ -8,6 +8,8 @@ from dataclasses import dataclass
 Value = bytes | None
 ENTRIES, KEEP_S = 5000, 300
 """What a service keeps by default: user states, and each for so many seconds."""
+NEVER = -1
+"""No connection tells of it."""
 
 
 @dataclass(slots=True)
@@ -78,7 +80,14 @@ class NearCache:
         for one in tuple(self._keys_of.get(key, (key,))):
             self._drop(one)
 
-    def doubt(self) -> None:
+    def doubt(self, key: str) -> None:
+        """The key, whichever of the two it is, is known to have changed: what is kept of it is only the last known."""
+        for one in self._keys_of.get(key, (key,)):
+            if one in self._kept:
+                self._kept[one][0].connection = NEVER
+                self._doubted = True
+
+    def doubt_all(self) -> None:
         """The connection has ended: nothing that is kept is known to be true any more."""
         self._connection += 1
         self._doubted = True

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,7 @@ class _Link(asyncio.Protocol):
         opened: Any = connection
         self._stream = opened._writer  # noqa: SLF001
         opened._reader = opened._writer = None  # noqa: SLF001
+        self._left = False
         self._transport: asyncio.Transport = self._stream.transport
         self._transport.set_protocol(self)
 
@@ -86,12 +87,14 @@ class _Link(asyncio.Protocol):
         self._transport.write(b"".join(map(hiredis.pack_command, commands)))
 
     def abort(self) -> None:
+        self._left = True
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
         self._parser.feed(data)
-        while (reply := self._parser.gets()) is not False:
+        # An error may be answered by leaving: of what is behind it in the same piece nobody would tell when it changes.
+        while not self._left and (reply := self._parser.gets()) is not False:
             if isinstance(reply, hiredis.PushNotification):
                 if self.waiting:
                     # If it is of the key that is answered already, nobody will say so again.
@@ -193,16 +196,26 @@ class StateReads:
         """What was read before Redis was lost, and may have changed since."""
         return self._cache.last_known(key)
 
-    def outdate(self, keys: Iterable[str]) -> None:
-        """This process knows that the keys have changed: nothing that was read of them before is used any more.
+    def outdate(self, keys: Sequence[str]) -> None:
+        """This process has changed the keys: what was read of them before is the last known, and read anew.
 
         Redis tells of a change, too, but only after it has answered whoever made it.
         """
-        outdated = set(keys)
-        for key in outdated:
+        for key in keys:
+            self._cache.doubt(key)
+        self._keep_none(keys)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """This process has removed the keys: what was read of them before is not even the last known."""
+        for key in keys:
             self._cache.drop(key)
-        for read in self._unsent if self._link is None else self._link.waiting:
-            read.changed |= not outdated.isdisjoint((read.key, read.beside))
+        self._keep_none(keys)
+
+    def _keep_none(self, keys: Iterable[str]) -> None:
+        """Keep no answers to reads of the keys that are under way; what is not sent yet will be answered as it is now."""
+        changed = set(keys)
+        for read in () if self._link is None else self._link.waiting:
+            read.changed |= not changed.isdisjoint((read.key, read.beside))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -314,7 +327,7 @@ class StateReads:
         if link is not self._link:
             return
         self._link = None
-        self._cache.doubt()
+        self._cache.doubt_all()
         for read in link.waiting:
             if read.sent_before:
                 read.end(StoreUnavailable(f"Redis: {error or 'the connection was closed'}"))
@@ -365,6 +378,6 @@ class StateReads:
         if link is not None:
             failed += link.waiting
             link.abort()
-            self._cache.doubt()
+            self._cache.doubt_all()
         for read in failed:
             read.end(StoreUnavailable(f"Redis: {reason}"))
