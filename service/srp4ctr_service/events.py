@@ -66,9 +66,11 @@ class Events:
 
     async def forget(self, user_id: str) -> int:
         """Remove all that Redis has of the user; gives how many keys and entries that were."""
-        removed = await self._store.forget(user_id, self._limit_s)
-        self._states.forget(user_id)
-        return removed
+        try:
+            return await self._store.forget(user_id, self._limit_s)
+        finally:
+            # Where Redis is lost on the way the user may be gone already.
+            self._states.forget(user_id)
 
     def _check(self, request: EventsRequest) -> None:
         transforms = self._versions.current().bundle.transforms

@@ -61,7 +61,7 @@ class StateReader:
             return _missing(model, reason)
 
     def outdate(self, user_ids: Iterable[str]) -> None:
-        """This process has just changed what Redis has of these users: it is read anew, and until then only the last known."""
+        """This process has just changed what Redis has of these users: what was read of them is true no more."""
         self._reads.outdate([self._keys.sequence(user_id) for user_id in user_ids])
 
     def forget(self, user_id: str) -> None:

@@ -49,7 +49,7 @@ class Versions:
         """What is being loaded ahead; the pointer is followed meanwhile."""
         self._before: tuple[str | None, frozenset[str]] = None, frozenset()
         self._pointer_away = False
-        """Whether the last look at the active version's items found Redis away."""
+        """Whether the look before this one found Redis away when it came to the version's items."""
         self._refused: tuple[Active, str | None] | None = None
         self._retry_s = 0.0
         self._retry_at = 0.0
@@ -81,6 +81,7 @@ class Versions:
         limit_s = self._settings.redis_read_timeout_ms / 1000
         active = await self._active(limit_s)
         if active is None:
+            self._pointer_away = False
             return
         if active.previous != self._before[0]:
             names = await asyncio.to_thread(_behaviours, self._settings, active.previous)

@@ -25,3 +25,21 @@ def test_what_is_dropped_for_want_of_room_takes_nothing_along():
     assert cache.get("s:2:u") is not None
     cache.drop("n:u")
     assert cache.get("s:2:u") is None
+
+
+def test_what_is_doubted_is_only_the_last_known():
+    """Of one user, under all versions, until it is read again; it goes when somebody is forgotten, and what is true stays."""
+    cache = NearCache(entries=10, keep_s=60.0)
+    user = ("s:1:u", "s:2:u")
+    for key, beside in ((user[0], "n:u"), (user[1], "n:u"), ("s:2:v", "n:v")):
+        cache.put(key, beside, cache.read(b"state", b"1 1"))
+    cache.doubt("n:w")
+    cache.doubt("n:u")
+    assert [cache.get(key) for key in user] == [None, None]
+    assert [cache.last_known(key).value for key in user] == [b"state", b"state"]
+    cache.put(user[1], "n:u", cache.read(b"new", b"1 2"))
+    assert cache.get(user[1]).value == b"new"
+    cache.drop_doubted()
+    assert cache.last_known(user[0]) is None
+    assert cache.get(user[1]).value == b"new"
+    assert cache.get("s:2:v").value == b"state"

@@ -131,7 +131,9 @@ def test_what_this_process_has_changed_is_read_anew(redis_server, client, gone):
         await reads.get("other", "other:n")
         client.set("n", "1")
         change(["n"])
-        assert [(await reads.get(key, "n")).beside for key in ("v1", "v2")] == [b"1", b"1"]
+        # At once: the first answer comes with the notice.
+        found = await asyncio.gather(*(reads.get(key, "n") for key in ("v1", "v2")))
+        assert [one.beside for one in found] == [b"1", b"1"]
         change(["n"])
         under_way = [asyncio.create_task(reads.get(*keys)) for keys in (("v1", "n"), ("b", "b:n"))]
         await asyncio.sleep(0)
@@ -152,6 +154,8 @@ def test_who_acts_while_redis_is_away_stays_known(redis_server, client):
     async def scenario(reads):
         await value(reads, "a")
         drop_reads(client)
+        # Over another connection.
+        assert await value(reads, "other") is None
         reads.outdate(["a:n"])
         assert reads.last_known("a").value == b"1"
         reads.forget(["a:n"])
@@ -173,10 +177,11 @@ def test_nothing_is_kept_of_a_connection_that_was_left(redis_server, client):
 
     async def scenario(reads):
         await reads.get("b0", "b0:n")
+        # Redis finds both, and answers them in one piece.
+        redis_server.pause()
         under_way = [asyncio.create_task(value(reads, key)) for key in ("a", "b")]
         await asyncio.sleep(0)
-        # Redis answers both while this process looks at neither.
-        time.sleep(0.05)  # noqa: ASYNC251 -- the stall itself
+        redis_server.resume()
         for found in await asyncio.gather(*under_way, return_exceptions=True):
             assert isinstance(found, StoreUnavailable)
         client.set("b", "2")
@@ -257,6 +262,34 @@ def test_who_was_forgotten_is_not_the_last_known(redis_server, client, meanwhile
                     await AsyncEventStore(other, KEYS, Retention(8)).forget("somebody", 5.0)
             await eventually(lambda: is_dropped(reads))
             assert int(client.get(KEYS.forgets())) == turn + 1
+
+    run(redis_server, scenario)
+
+
+def test_who_is_forgotten_while_a_connection_is_made_is_not_the_last_known(redis_server, client, monkeypatch):
+    """Redis tells of that once, and before whoever listens for it does; nothing is told of it later either."""
+    client.set("a", "1")
+    store = EventStore(client, KEYS, Retention(8))
+    first_look = StateReads._read_forgets
+
+    async def forgets_then(self, connection):
+        found = await first_look(self, connection)
+        if self.last_known("a") is not None:
+            store.forget("somebody", [])
+            # The notice is read with this answer.
+            await connection.send_command("PING")
+            await connection.read_response()
+        return found
+
+    async def is_dropped(reads):
+        return reads.last_known("a") is None
+
+    async def scenario(reads):
+        await value(reads, "a")
+        drop_reads(client)
+        monkeypatch.setattr(StateReads, "_read_forgets", forgets_then)
+        assert await value(reads, "b") is None
+        await eventually(lambda: is_dropped(reads))
 
     run(redis_server, scenario)
 

@@ -741,6 +741,30 @@ def test_what_was_acknowledged_is_in_the_next_answer(world, serving, redis_serve
         assert world.behind(user_id) == ("cold", 1)
 
 
+def test_what_is_last_known_of_who_acted_and_who_was_forgotten(world, serving, redis_server, short_folder):
+    """Where Redis stops just then: the one is scored by the state from before, and of the other nothing is left."""
+    acted, forgotten = world.run.user_ids[3:5]
+    address = redis_server.url.removeprefix("unix://")
+    with ExitStack() as stack:
+        # So late that nobody is told.
+        way = slow_way(address, short_folder, 60, slow=lambda piece: b"invalidate" in piece)
+        changes = {"redis_url": stack.enter_context(way), "redis_score_timeout_ms": 200}
+        world.api = stack.enter_context(serving(world.settings.model_copy(update=changes)))
+        assert [world.behind(one) for one in (acted, forgotten)] == [("fresh", 0)] * 2
+        world.send(world.act(acted))
+        world.api.delete(f"/users/{forgotten}")
+        redis_server.pause()
+        try:
+            found = [
+                world.api.post("/score", json={"user_id": one, "item_ids": ["1"]}).json()
+                for one in (acted, forgotten)
+            ]
+        finally:
+            redis_server.resume()
+    assert [one["degraded"] for one in found] == [["redis_unavailable"]] * 2
+    assert [one["user_state"]["status"] for one in found] == ["stale", "missing"]
+
+
 def test_a_redis_that_comes_back_empty_makes_everybody_cold(world, wait_until):
     """Without its data Redis makes users cold, events are taken in all the same, and publishing again mends it."""
     user_id = world.run.user_ids[3]

@@ -347,6 +347,48 @@ def test_redis_that_goes_between_version_and_items_is_no_word_of_them(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("looks", "troubled"),
+    [(".-.", "..."), (".--.", "..x."), (".-oo-.", "......"), (".-.-.", "....."), (".---.", "..xx.")],
+)
+@pytest.mark.usefixtures("corner")
+def test_only_what_lasts_is_trouble(settings, redis_server, tmp_path, looks, troubled):
+    """Looks where all goes well (.), Redis goes before the items (-) or is away (o): trouble begins with the second - in a row."""
+    settings = settings.model_copy(update={"var_dir": tmp_path})
+    planned = iter(looks)
+    found = []
+
+    class Going(AsyncStateStore):
+        now = "."
+
+        async def active(self, limit_s):
+            found.append(versions.trouble)
+            if len(found) > len(looks):
+                looked.set()
+            self.now = next(planned, ".")
+            if self.now == "o":
+                raise StoreUnavailable("Redis: away")
+            return await super().active(limit_s)
+
+        async def items_revision(self, version, limit_s):
+            if self.now == "-":
+                raise StoreUnavailable("Redis: gone")
+            return await super().items_revision(version, limit_s)
+
+    async def scenario():
+        nonlocal versions, looked
+        looked = asyncio.Event()
+        async with connect_async(settings, redis_server.url) as client:
+            versions = Versions(settings, Going(client, Keys(settings.namespace)), Telemetry())
+            async with versions.followed():
+                await asyncio.wait_for(looked.wait(), 20)
+
+    versions = looked = None
+    asyncio.run(scenario())
+    # Each look finds what the one before it left.
+    assert "".join("." if trouble is None else "x" for trouble in found[1 : len(looks) + 1]) == troubled
+
+
 def test_the_bundles_own_table_is_verified_again(corner, wait_until):
     """Going back to a table that has been damaged since leaves the revision in place until it is mended."""
     revision = corner.publish("new")

@@ -9,12 +9,12 @@ Value = bytes | None
 ENTRIES, KEEP_S = 5000, 300
 """What a service keeps by default: user states, and each for so many seconds."""
 NEVER = -1
-"""No connection tells of it."""
+"""The connection of what is known to have changed."""
 
 
 @dataclass(slots=True)
 class Kept:
-    """Two values, None where Redis had none, until when they are kept, and the connection that they were read over.
+    """Two values, None where Redis had none, until when they are kept, and the connection that they were read over, or NEVER.
 
     `decoded` is for whoever decodes the first one, so that it need not be done again.
     """
@@ -30,7 +30,7 @@ class NearCache:
     """The values that were asked for last, by key, each with that of another key which is read beside it.
 
     Both are true as long as the connection lives that they were read over, because Redis tells of changes on that one
-    alone; after that they are only the last that was known.
+    alone, and as long as nobody doubts them; after that they are only the last that was known.
     """
 
     def __init__(self, entries: int, keep_s: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -193,13 +193,13 @@ class StateReads:
         self._ask(key, beside).add_done_callback(lambda answer: answer.cancelled() or answer.exception())
 
     def last_known(self, key: str) -> Kept | None:
-        """What was read before Redis was lost, and may have changed since."""
+        """What was read before Redis was lost or this process changed it; others may have changed it since, too."""
         return self._cache.last_known(key)
 
     def outdate(self, keys: Sequence[str]) -> None:
-        """This process has changed the keys: what was read of them before is the last known, and read anew.
+        """This process has changed the keys: what was read of them before is read anew, and only the last known until then.
 
-        Redis tells of a change, too, but only after it has answered whoever made it.
+        Redis tells of a change, too, but only after it has answered whoever made it. With that, the last known goes as well.
         """
         for key in keys:
             self._cache.doubt(key)
@@ -241,7 +241,7 @@ class StateReads:
             async with asyncio.timeout(self._limits.connect_s):
                 await connection.connect()
                 self._told = await self._track(connection)
-                self._take_forgets(await self._read_forgets(connection))
+                readable = await self._read_forgets(connection)
         except (TimeoutError, redis.TimeoutError):
             self._opening = None
             await connection.disconnect(nowait=True)
@@ -257,6 +257,9 @@ class StateReads:
             self._opening = None
             self._link = _Link(self, connection)
             unsent, self._unsent = self._unsent, []
+            if self._told and readable:
+                # What Redis has told of it since, redis-py has got and shown nobody.
+                self._ask_forgets()
             for read in unsent:
                 self._link.send(read)
 
@@ -270,13 +273,19 @@ class StateReads:
             return False
         return True
 
-    async def _read_forgets(self, connection: redis.asyncio.Connection) -> Any:
+    async def _read_forgets(self, connection: redis.asyncio.Connection) -> bool:
+        """Look whether somebody was forgotten while there was no connection; False where that may not be read."""
         try:
             await connection.send_command("GET", self._forgets_key)
-            return await connection.read_response()
+            self._take_forgets(await connection.read_response())
         except redis.ResponseError:
-            # It holds something else: that is as good as a change.
-            return object()
+            # It holds something else, or is not for this service: that is as good as a change.
+            self._take_forgets(object())
+            return False
+        return True
+
+    def _ask_forgets(self) -> None:
+        self._ask(self._forgets_key, self._forgets_key).add_done_callback(self._forgets_read)
 
     def _take_forgets(self, forgets: Any) -> None:
         if forgets != self._forgets:
@@ -298,7 +307,7 @@ class StateReads:
                 if name in (None, self._forgets_key):
                     self._cache.drop_doubted()
                     # Of a key that is not read again Redis tells once only.
-                    self._ask(self._forgets_key, self._forgets_key).add_done_callback(self._forgets_read)
+                    self._ask_forgets()
 
     def replied(self, read: _Read, value: Any, beside: Any) -> None:
         """Redis has answered a read, for each of its keys."""
