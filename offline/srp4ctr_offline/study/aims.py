@@ -7,7 +7,7 @@ import numpy as np
 from srp4ctr.runtime.metrics import Quality, calibration_error_by_chance
 from srp4ctr_offline.study.compare import ENOUGH_SEEDS, LONGER, RIVAL, TAUGHT, WHOLE, Difference, sign_of
 from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, averaged_rival, minutes_ratio
-from srp4ctr_offline.study.markdown import difference_text, number, seeds_text, table
+from srp4ctr_offline.study.markdown import difference_text, number, seed_count, seeds_text, table
 from srp4ctr_offline.study.measured import Measured
 from srp4ctr_offline.study.production import (
     Conditions,
@@ -200,7 +200,7 @@ def _auc(one: Difference) -> float:
 def _paired(one: Difference | None) -> str:
     if one is None:
         return UNKNOWN
-    return f"{difference_text(one.paired['auc'])}, {len(one.seeds)} seed{'s' if len(one.seeds) > 1 else ''}"
+    return f"{difference_text(one.paired['auc'])}, {seed_count(one.seeds)}"
 
 
 def _few(one: Difference | None) -> bool:

@@ -1,6 +1,6 @@
 """Markdown as the study's report is written in, and figures as it prints them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,11 @@ def thousands(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A signed percentage of a ratio less one."""
     return NONE if value is None else f"{100 * value:+,.0f} %"
+
+
+def seed_count(seeds: Collection[int]) -> str:
+    """`1 seed`, or `3 seeds`."""
+    return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
 
 
 def seeds_text(seeds: Iterable[int]) -> str:

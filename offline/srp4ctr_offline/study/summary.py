@@ -10,6 +10,7 @@ from srp4ctr_offline.study.markdown import (
     bullets,
     difference_text,
     number,
+    seed_count,
     seeds_text,
     table,
     thousands,
@@ -197,7 +198,7 @@ def _difference(one: Difference) -> str:
     few = (
         ", not told apart" if word.startswith("not") else ", a lead" if len(one.seeds) < ENOUGH_SEEDS else ""
     )
-    return f"{difference_text(one.paired['auc'])} ({len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}{few})"
+    return f"{difference_text(one.paired['auc'])} ({seed_count(one.seeds)}{few})"
 
 
 def _state_bytes(measured: Measured, name: str) -> int:
