@@ -18,8 +18,9 @@ from srp4ctr_loadtest.chaos.turns import FOLLOW_S, Absence, Turns
 
 ASKED_AFTER_S, ACTED_AFTER_S, ACKNOWLEDGED_AFTER_S = 1000.0, 0.0, 90.0
 """Seconds, from when the states were published."""
-AGE_MS = 905_000
-"""Of a state that may have no event or some, but was encoded before the last was acknowledged."""
+AGE_MS = 906_000
+"""Of a state that may have no event or some, but was encoded before the last was acknowledged, or as long after as encoding may take:
+a second inside that limit, since times of the monotonic clock are rounded."""
 CONTEXT = {"hour": 3, "device": "mobile"}
 
 
