@@ -723,15 +723,21 @@ def test_a_slow_redis_delays_events_and_not_scores(world, serving, redis_server,
     assert world.behind(user_id) == ("stale", 1)
 
 
-def test_what_was_acknowledged_is_in_the_next_answer(world, serving, redis_server, short_folder):
+@contextmanager
+def told_late(world, serving, folder, delay_s, limit_ms):
+    """The world is served by a service that Redis tells so late what has changed; a read waits so long for Redis."""
+    address = world.settings.redis_url.removeprefix("unix://")
+    with ExitStack() as stack:
+        way = slow_way(address, folder, delay_s, slow=lambda piece: b"invalidate" in piece)
+        changes = {"redis_url": stack.enter_context(way), "redis_score_timeout_ms": limit_ms}
+        world.api = stack.enter_context(serving(world.settings.model_copy(update=changes)))
+        yield
+
+
+def test_what_was_acknowledged_is_in_the_next_answer(world, serving, short_folder):
     """However late Redis tells that it has changed: an event counts and a forgotten user is gone from the next answer on."""
     user_id, other = world.run.user_ids[3:5]
-    address = redis_server.url.removeprefix("unix://")
-    with ExitStack() as stack:
-        way = slow_way(address, short_folder, 0.2, slow=lambda piece: b"invalidate" in piece)
-        changes = {"redis_url": stack.enter_context(way), "redis_score_timeout_ms": 10_000}
-        settings = world.settings.model_copy(update=changes)
-        world.api = stack.enter_context(serving(settings))
+    with told_late(world, serving, short_folder, delay_s=0.2, limit_ms=10_000):
         assert [world.behind(one) for one in (user_id, other)] == [("fresh", 0)] * 2
         world.send(world.act(user_id), world.act(other))
         assert [world.behind(one) for one in (user_id, other)] == [("stale", 1)] * 2
@@ -744,12 +750,8 @@ def test_what_was_acknowledged_is_in_the_next_answer(world, serving, redis_serve
 def test_what_is_last_known_of_who_acted_and_who_was_forgotten(world, serving, redis_server, short_folder):
     """Where Redis stops just then: the one is scored by the state from before, and of the other nothing is left."""
     acted, forgotten = world.run.user_ids[3:5]
-    address = redis_server.url.removeprefix("unix://")
-    with ExitStack() as stack:
-        # So late that nobody is told.
-        way = slow_way(address, short_folder, 60, slow=lambda piece: b"invalidate" in piece)
-        changes = {"redis_url": stack.enter_context(way), "redis_score_timeout_ms": 200}
-        world.api = stack.enter_context(serving(world.settings.model_copy(update=changes)))
+    # So late that nobody is told.
+    with told_late(world, serving, short_folder, delay_s=60, limit_ms=1000):
         assert [world.behind(one) for one in (acted, forgotten)] == [("fresh", 0)] * 2
         world.send(world.act(acted))
         world.api.delete(f"/users/{forgotten}")
