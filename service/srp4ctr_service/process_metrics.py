@@ -28,7 +28,8 @@ class CountsCollector(Collector):
         self._folder = folder
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics, those of workers that have ended among them."""
+        """The metrics; what workers that have ended had counted is among them, and not what they served."""
+        _leave_out_dead(self._folder)
         files = [str(path) for path in self._folder.glob("*.db") if _is_begun(path)]
         found: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
         return found
@@ -60,6 +61,14 @@ class WorkersCollector(Collector):
             sum(map(_resident, [self._supervisor, *workers])),
         )
         yield GaugeMetricFamily("process_start_time_seconds", "Start of the supervisor, Unix time", began)
+
+
+def _leave_out_dead(folder: Path) -> None:
+    """Remove what ended workers served, as they serve it no more; another worker that is asked at the same time does so, too."""
+    for path in folder.glob("gauge_live*_*.db"):
+        if not (PROC / path.stem.rpartition("_")[2]).exists():
+            # prometheus_client's mark_process_dead fails where the file has just gone.
+            path.unlink(missing_ok=True)
 
 
 def _is_begun(path: Path) -> bool:

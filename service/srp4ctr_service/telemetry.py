@@ -243,16 +243,7 @@ class Telemetry:
         self.flush()
         if self._shared is None:
             return generate_latest(self.registry)
-        _leave_out_dead(self._shared)
         registry = CollectorRegistry()
         registry.register(CountsCollector(self._shared))
         registry.register(WorkersCollector(os.getppid()))
         return generate_latest(registry)
-
-
-def _leave_out_dead(folder: Path) -> None:
-    """Remove what ended workers served, as they serve it no more; another worker that is asked at the same time does so, too."""
-    for path in folder.glob("gauge_live*_*.db"):
-        if not Path(f"/proc/{path.stem.rpartition('_')[2]}").exists():
-            # prometheus_client's mark_process_dead fails where the file has just gone.
-            path.unlink(missing_ok=True)

@@ -116,12 +116,12 @@ class Versions:
 
         Where it is not known, what is served goes on: the version may have other items than its own.
         """
+        before, self._pointer_away = self._pointer_away, False
         try:
-            revision = await self._store.items_revision(active.version, limit_s)
+            return True, await self._store.items_revision(active.version, limit_s)
         except StoreError as error:
-            away = isinstance(error, StoreUnavailable)
-            twice, self._pointer_away = self._pointer_away and away, away
-            if there and away and not twice:
+            self._pointer_away = away = isinstance(error, StoreUnavailable)
+            if there and away and not before:
                 # Redis went between two reads: the next look finds it gone, and that is no trouble of the model's.
                 return False, None
             if there or away:
@@ -129,8 +129,6 @@ class Versions:
                 return False, None
             # A pointer that is spoilt does not hold up a version.
             return True, None
-        self._pointer_away = False
-        return True, revision
 
     async def _look_ahead(self, limit_s: float) -> None:
         """Load what is about to be active, while there is time for it."""

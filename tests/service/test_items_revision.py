@@ -358,32 +358,31 @@ def test_only_what_lasts_is_trouble(settings, redis_server, tmp_path, looks, tro
     planned = iter(looks)
     found = []
 
-    class Going(AsyncStateStore):
-        now = "."
-
-        async def active(self, limit_s):
-            found.append(versions.trouble)
-            if len(found) > len(looks):
-                looked.set()
-            self.now = next(planned, ".")
-            if self.now == "o":
-                raise StoreUnavailable("Redis: away")
-            return await super().active(limit_s)
-
-        async def items_revision(self, version, limit_s):
-            if self.now == "-":
-                raise StoreUnavailable("Redis: gone")
-            return await super().items_revision(version, limit_s)
-
     async def scenario():
-        nonlocal versions, looked
         looked = asyncio.Event()
+
+        class Going(AsyncStateStore):
+            now = "."
+
+            async def active(self, limit_s):
+                found.append(versions.trouble)
+                if len(found) > len(looks):
+                    looked.set()
+                self.now = next(planned, ".")
+                if self.now == "o":
+                    raise StoreUnavailable("Redis: away")
+                return await super().active(limit_s)
+
+            async def items_revision(self, version, limit_s):
+                if self.now == "-":
+                    raise StoreUnavailable("Redis: gone")
+                return await super().items_revision(version, limit_s)
+
         async with connect_async(settings, redis_server.url) as client:
             versions = Versions(settings, Going(client, Keys(settings.namespace)), Telemetry())
             async with versions.followed():
                 await asyncio.wait_for(looked.wait(), 20)
 
-    versions = looked = None
     asyncio.run(scenario())
     # Each look finds what the one before it left.
     assert "".join("." if trouble is None else "x" for trouble in found[1 : len(looks) + 1]) == troubled

@@ -77,15 +77,14 @@ class NearCache:
             self._kept.clear()
             self._keys_of.clear()
             return
-        for one in tuple(self._keys_of.get(key, (key,))):
+        for one in self._kept_under(key):
             self._drop(one)
 
     def doubt(self, key: str) -> None:
         """The key, whichever of the two it is, is known to have changed: what is kept of it is only the last known."""
-        for one in self._keys_of.get(key, (key,)):
-            if one in self._kept:
-                self._kept[one][0].connection = NEVER
-                self._doubted = True
+        for one in self._kept_under(key):
+            self._kept[one][0].connection = NEVER
+            self._doubted = True
 
     def doubt_all(self) -> None:
         """The connection has ended: nothing that is kept is known to be true any more."""
@@ -98,6 +97,10 @@ class NearCache:
             for key in [key for key, (kept, _) in self._kept.items() if kept.connection != self._connection]:
                 self._drop(key)
             self._doubted = False
+
+    def _kept_under(self, key: str) -> list[str]:
+        """What is kept of the key, whichever of the two it is."""
+        return [one for one in self._keys_of.get(key, (key,)) if one in self._kept]
 
     def _drop(self, key: str) -> None:
         _, beside = self._kept.pop(key, (None, ""))

@@ -76,7 +76,6 @@ class _Link(asyncio.Protocol):
         opened: Any = connection
         self._stream = opened._writer  # noqa: SLF001
         opened._reader = opened._writer = None  # noqa: SLF001
-        self._left = False
         self._transport: asyncio.Transport = self._stream.transport
         self._transport.set_protocol(self)
 
@@ -87,14 +86,13 @@ class _Link(asyncio.Protocol):
         self._transport.write(b"".join(map(hiredis.pack_command, commands)))
 
     def abort(self) -> None:
-        self._left = True
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
         self._parser.feed(data)
         # An error may be answered by leaving: of what is behind it in the same piece nobody would tell when it changes.
-        while not self._left and (reply := self._parser.gets()) is not False:
+        while not self._transport.is_closing() and (reply := self._parser.gets()) is not False:
             if isinstance(reply, hiredis.PushNotification):
                 if self.waiting:
                     # If it is of the key that is answered already, nobody will say so again.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from srp4ctr.runtime.metrics import Quality, calibration_error_by_chance
-from srp4ctr_offline.study.compare import ENOUGH_SEEDS, LONGER, RIVAL, TAUGHT, WHOLE, Difference, sign_of
+from srp4ctr_offline.study.compare import ENOUGH_SEEDS, LONGER, RIVAL, TAUGHT, WHOLE, Difference
 from srp4ctr_offline.study.equal_cpu import ENOUGH_MINUTES, averaged_rival, minutes_ratio
 from srp4ctr_offline.study.markdown import difference_text, number, seed_count, seeds_text, table
 from srp4ctr_offline.study.measured import Measured
@@ -14,7 +14,7 @@ from srp4ctr_offline.study.production import (
     Paired,
     gains_text,
     lift_kept,
-    tail_gain,
+    tail_sign,
     tail_slices,
 )
 
@@ -55,14 +55,12 @@ def _tail(measured: Measured) -> Aim:
     """As much over the rival on rare items as on common ones."""
     aim = f"over {RIVAL}, {measured.reference} gains on the rarer items that training has seen as much as on the most common"
     slices = tail_slices(measured)
-    more = tail_gain(slices)
-    if more is None:
+    sign = tail_sign(slices)
+    if sign is None:
         return aim, UNKNOWN, UNKNOWN
-    sign = sign_of(more["interval_95"])
-    assert sign is not None
     assert measured.compared is not None
     few = len(measured.compared.seeds(measured.reference, RIVAL)) < ENOUGH_SEEDS
-    word = _word(sign > 0, more, few=few) if sign else "not told apart"
+    word = _word(sign > 0, sign, few=few) if sign else "not told apart"
     return aim, gains_text(slices), word
 
 

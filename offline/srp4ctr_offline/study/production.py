@@ -188,11 +188,9 @@ def _slices_table(slices: list[Slice], what: str, reference: str) -> str:
 
 def tail_sentence(slices: list[Slice]) -> list[str]:
     """Whether rare items gain more than common ones, of the two slices of `tail_slices`."""
-    more = tail_gain(slices)
-    if more is None:
+    sign = tail_sign(slices)
+    if sign is None:
         return []
-    sign = sign_of(more["interval_95"])
-    assert sign is not None
     word = {1: "gain more than", -1: "gain less than", 0: "are not told apart from"}[sign]
     return [
         f"Over `{RIVAL}`, the rarer items that training has seen {word} the most common ({gains_text(slices)})."
@@ -202,6 +200,12 @@ def tail_sentence(slices: list[Slice]) -> list[str]:
 def tail_gain(slices: list[Slice]) -> dict[str, Any] | None:
     """The gain on the rarer items minus that on the most common, with its interval; None where one is not defined."""
     return slices[0].gains_over(slices[1]) if len(slices) == 2 else None
+
+
+def tail_sign(slices: list[Slice]) -> int | None:
+    """1 where the rarer items gain more, -1 where less, 0 where that is not told apart; None where it is not defined."""
+    more = tail_gain(slices)
+    return None if more is None else sign_of(more["interval_95"])
 
 
 def gains_text(slices: list[Slice]) -> str:
